@@ -1,0 +1,105 @@
+"""Which samples make up which batch: pure functions of (seed, epoch, rank, world size).
+
+The order of an epoch is drawn once for the whole job and then dealt to the ranks, so it does not depend on
+how many ranks or loader workers there are: two ranks see together, batch by batch, what one rank would see.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from vqvae2 import distributed
+
+Index = tuple[int, int]  # (epoch, sample): a data set can draw its augmentation from both, in any worker
+
+
+def batch_bounds(num_samples: int, global_batch_size: int, world_size: int) -> list[tuple[int, int]]:
+    """Cuts an epoch into global batches: every sample once, every rank in every batch.
+
+    All batches are full but the last, which has what is left over. When that would leave a rank without a
+    sample, the remainder joins the batch before it.
+    """
+    if num_samples < world_size:
+        raise ValueError(
+            f"{num_samples} samples cannot be shared among {world_size} ranks: each needs at least one. "
+            "Use fewer devices or more data."
+        )
+    bounds = [
+        (start, min(start + global_batch_size, num_samples))
+        for start in range(0, num_samples, global_batch_size)
+    ]
+    if len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] < world_size:
+        (start, _), (_, stop) = bounds[-2], bounds.pop()
+        bounds[-1] = (start, stop)
+    return bounds
+
+
+class EpochBatches(Sampler[list[Index]]):
+    """Batch sampler over `num_samples` samples: this rank's part of every global batch.
+
+    Args:
+        num_samples: samples in an epoch.
+        global_batch_size: samples in a batch, over all ranks together.
+        shuffle: a new permutation each epoch; otherwise the order of the data.
+        seed: with the epoch, the only source of randomness.
+    """
+
+    def __init__(self, num_samples: int, *, global_batch_size: int, shuffle: bool, seed: int = 0) -> None:
+        self.num_samples = num_samples
+        self.global_batch_size = global_batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = 0
+
+    @property
+    def sampler(self) -> "EpochBatches":
+        """Lightning announces a new epoch to `batch_sampler.sampler`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def permutation(self) -> np.ndarray:
+        """The order of the whole job's samples in this epoch, int64 `[num_samples]`."""
+        if not self.shuffle:
+            return np.arange(self.num_samples)
+        bits = np.random.Philox(np.random.SeedSequence((self.seed, self.epoch)))
+        return np.random.Generator(bits).permutation(self.num_samples)
+
+    def __iter__(self) -> Iterator[list[Index]]:
+        rank, world_size = distributed.rank(), distributed.world_size()
+        order = self.permutation()
+        for start, stop in batch_bounds(self.num_samples, self.global_batch_size, world_size):
+            mine = np.array_split(order[start:stop], world_size)[rank]
+            yield [(self.epoch, int(sample)) for sample in mine]
+
+    def __len__(self) -> int:
+        return len(batch_bounds(self.num_samples, self.global_batch_size, distributed.world_size()))
+
+
+class ChunkBatches(Sampler[list[Index]]):
+    """Batch sampler for jobs that write: whole chunks of consecutive samples go to one rank.
+
+    Chunk c holds the samples `[c * chunk_size, (c + 1) * chunk_size)`, so what a chunk's file contains does
+    not depend on the number of ranks. A batch never crosses a chunk's border.
+    """
+
+    def __init__(self, num_samples: int, *, batch_size: int, chunk_size: int) -> None:
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.chunk_size = chunk_size
+
+    def __iter__(self) -> Iterator[list[Index]]:
+        for first in self._my_chunks():
+            last = min(first + self.chunk_size, self.num_samples)
+            for start in range(first, last, self.batch_size):
+                yield [(0, sample) for sample in range(start, min(start + self.batch_size, last))]
+
+    def __len__(self) -> int:
+        sizes = (min(self.chunk_size, self.num_samples - first) for first in self._my_chunks())
+        return sum(-(-size // self.batch_size) for size in sizes)
+
+    def _my_chunks(self) -> range:
+        stride = self.chunk_size * distributed.world_size()
+        return range(self.chunk_size * distributed.rank(), self.num_samples, stride)
