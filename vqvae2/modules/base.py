@@ -1,4 +1,4 @@
-"""What every trainable module shares: a network, its Polyak average, and checkpoints that describe themselves."""
+"""What trainable modules share: a network, its Polyak average, checkpoints that describe themselves."""
 
 import copy
 from abc import abstractmethod
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from vqvae2.modules.checkpoint import DESCRIPTION
+from vqvae2.modules.schedules import Schedule
 
 
 class NetworkModule(L.LightningModule):
@@ -27,12 +28,11 @@ class NetworkModule(L.LightningModule):
     def __init__(self, *, polyak: float) -> None:
         super().__init__()
         if not 0 <= polyak < 1:
-            raise ValueError(f"polyak is a decay in [0, 1), found {polyak}. The papers use 0.9999.")
+            raise ValueError(f"polyak is {polyak}, wanted a decay in [0, 1). The paper uses 0.9999.")
         self.polyak = polyak
         self.network: nn.Module | None = None
         self.average: nn.Module | None = None
         self._description: dict[str, Any] = {}
-        self._averaged_step = 0
 
     @abstractmethod
     def build_network(self) -> nn.Module:
@@ -53,17 +53,20 @@ class NetworkModule(L.LightningModule):
             self.average.eval()
         return self
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        if self.global_step > self._averaged_step:  # gradient accumulation ends several batches a step
-            self._averaged_step = self.global_step
-            self.update_average()
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        # Not in `on_train_batch_end`: callbacks run before it, and a checkpoint would miss this step's part.
+        super().optimizer_step(*args, **kwargs)
+        self.after_optimizer_step()
+        self.update_average(step=self.global_step + 1)
+
+    def after_optimizer_step(self) -> None:
+        """For what a step changes besides the parameters."""
 
     @torch.no_grad()
-    def update_average(self) -> None:
+    def update_average(self, step: int) -> None:
         """average ← d·average + (1−d)·network for every floating tensor; counters are copied."""
-        decay = min(self.polyak, (1 + self.global_step) / (10 + self.global_step))
-        average, network = _floats(self.average), _floats(self.network)
-        torch._foreach_lerp_(average, network, 1 - decay)
+        decay = min(self.polyak, (1 + step) / (10 + step))
+        torch._foreach_lerp_(_floats(self.average), _floats(self.network), 1 - decay)
         for mine, theirs in zip(self.average.buffers(), self.network.buffers(), strict=True):
             if not mine.is_floating_point():
                 mine.copy_(theirs)
@@ -71,8 +74,14 @@ class NetworkModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[DESCRIPTION] = self._description
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._averaged_step = checkpoint["global_step"]
+    def adam(self, schedule: Schedule, width: int) -> dict[str, Any]:
+        """Adam (its β and ε are unstated in the paper: torch's defaults) with a rate for every step."""
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=1.0)
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: schedule.rate(step + 1, width=width, total_steps=total_steps)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 def _floats(module: nn.Module) -> list[torch.Tensor]:

@@ -1,0 +1,1 @@
+"""What the papers define, in plain torch: no Lightning, no files, no YAML."""

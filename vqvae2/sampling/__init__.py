@@ -1,0 +1,1 @@
+"""Drawing codes from the priors: functions of (networks, labels, seeds)."""

@@ -1,0 +1,63 @@
+"""The residual conditioning stack of the mid and bottom priors.
+
+Source: VQ-VAE-2 (Razavi et al., 2019), supplement A.2, pseudo code for the conditioning stack. Its loops over
+`num_conditioning_blocks 2` have lost a `//`: with halves the weights agree with the top prior's.
+"""
+
+from torch import Tensor, nn
+
+
+def residual_block(hidden: int, bottleneck: int) -> nn.Sequential:
+    """resnet_block of the pseudo code; normalisation first, as its first statement says."""
+    return nn.Sequential(
+        nn.BatchNorm2d(hidden),
+        nn.ReLU(),
+        nn.Conv2d(hidden, bottleneck, 1),
+        nn.ReLU(),
+        nn.Conv2d(bottleneck, bottleneck, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(bottleneck, hidden, 1),
+    )
+
+
+class ResidualBlocks(nn.ModuleList):
+    """h += block(h), `count` times."""
+
+    def __init__(self, count: int, hidden: int) -> None:
+        super().__init__(residual_block(hidden, hidden // 4) for _ in range(count))
+
+    def forward(self, h: Tensor) -> Tensor:
+        for block in self:
+            h = h + block(h)
+        return h
+
+
+class ConditioningStack(nn.Module):
+    """Three scales down and up again: [B, in, h, w] → [B, Z, h, w].
+
+    Args:
+        in_channels: of the embedded codes of the levels above.
+        hidden: Z, width at the input's grid; the coarser grids have twice as much (in the paper 1024, 2048).
+        blocks: residual blocks of the coarsest scale; half as many on each way at the others.
+    """
+
+    def __init__(self, in_channels: int, hidden: int, blocks: int) -> None:
+        super().__init__()
+        wide, half = 2 * hidden, blocks // 2
+        self.enter = nn.Conv2d(in_channels, hidden, 1)
+        self.down1 = ResidualBlocks(half, hidden)
+        self.shrink1 = nn.Conv2d(hidden, wide, 1, stride=2)
+        self.down2 = ResidualBlocks(half, wide)
+        self.shrink2 = nn.Conv2d(wide, wide, 1, stride=2)
+        self.middle = ResidualBlocks(blocks, wide)
+        self.grow2 = nn.ConvTranspose2d(wide, wide, 2, stride=2)
+        self.up2 = ResidualBlocks(half, wide)
+        self.grow1 = nn.ConvTranspose2d(wide, hidden, 2, stride=2)
+        self.up1 = ResidualBlocks(half, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h1 = self.down1(self.enter(x))
+        h2 = self.down2(self.shrink1(h1))
+        h3 = self.middle(self.shrink2(h2))
+        h2 = self.up2(h2 + self.grow2(h3))
+        return self.up1(h1 + self.grow1(h2))

@@ -1,0 +1,167 @@
+"""The autoregressive prior over one level's codes.
+
+Source: VQ-VAE-2 (Razavi et al., 2019), section 3.2, figure 2b and supplement A.2, tables 1 and 2.
+Shape legend: B batch, C hidden units, R residual units, K codes, H W grid.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vqvae2.nn.causal import (
+    CausalAttention,
+    GatedLayer,
+    HorizontalConv,
+    OutputLayer,
+    VerticalConv,
+    shift_down,
+    shift_right,
+)
+from vqvae2.nn.conditioning import ConditioningStack
+
+
+class Prior(nn.Module):
+    """p(codes of a level | codes of the levels above, class), code by code in raster order.
+
+    Args:
+        grid: (H, W) of this level.
+        num_codes: K of this level.
+        condition_grids: (h, w) of each level above, top first; none for the top prior.
+        condition_codes: K of each level above.
+        num_classes: 0 for a prior without classes.
+        hidden: C.
+        residual: R, width before the gate.
+        layers: gated layers.
+        attention_layers: attention layers, one after every `layers // attention_layers` gated ones.
+        kernel: odd size of the causal window.
+        dropout: in every residual branch, and in attention.
+        attention_dropout: whether attention drops logits (the paper's wording) or weights.
+        output_layers: residual 1x1 layers behind the gated ones.
+        heads: attention heads (unused without attention).
+        conditioning_hidden: Z, width of the conditioning stack (unused by a top prior).
+        conditioning_blocks: its residual blocks.
+    """
+
+    def __init__(
+        self,
+        *,
+        grid: Sequence[int],
+        num_codes: int,
+        condition_grids: Sequence[Sequence[int]],
+        condition_codes: Sequence[int],
+        num_classes: int,
+        hidden: int,
+        residual: int,
+        layers: int,
+        attention_layers: int,
+        kernel: int,
+        dropout: float,
+        output_layers: int,
+        heads: int = 0,
+        attention_dropout: Literal["logits", "weights"] = "logits",
+        conditioning_hidden: int = 0,
+        conditioning_blocks: int = 0,
+    ) -> None:
+        super().__init__()
+        self.grid = tuple(grid)
+        self.condition_grids = tuple(tuple(above) for above in condition_grids)
+        self.num_codes = num_codes
+        self.num_classes = num_classes
+        _check(self, kernel, residual, layers, attention_layers, conditioning_hidden)
+        conditioned = bool(self.condition_grids)
+        self.embedding = nn.Embedding(num_codes, hidden)
+        self.label_embedding = nn.Embedding(num_classes, hidden) if num_classes else None
+        self.condition_embeddings = nn.ModuleList(nn.Embedding(codes, hidden) for codes in condition_codes)
+        self.conditioning = (
+            ConditioningStack(len(self.condition_grids) * hidden, conditioning_hidden, conditioning_blocks)
+            if conditioned
+            else None
+        )
+        self.v_in = VerticalConv(hidden, hidden, kernel)
+        self.h_in = HorizontalConv(hidden, hidden, kernel)
+        self.layers = nn.ModuleList(
+            GatedLayer(
+                hidden, residual, kernel, dropout, conditioning_hidden if conditioned else 0, num_classes > 0
+            )
+            for _ in range(layers)
+        )
+        period = layers // attention_layers if attention_layers else 0
+        self.attention = nn.ModuleDict(
+            {
+                str(period * (i + 1) - 1): CausalAttention(
+                    self.grid, hidden, heads, dropout, attention_dropout
+                )
+                for i in range(attention_layers)
+            }
+        )
+        self.output = nn.Sequential(*(OutputLayer(hidden, residual, dropout) for _ in range(output_layers)))
+        self.to_logits = nn.Conv2d(hidden, num_codes, 1)
+        nn.init.zeros_(self.to_logits.weight)  # an untrained prior is uniform: ln K nats per code
+        nn.init.zeros_(self.to_logits.bias)
+
+    def forward(
+        self, codes: Tensor, conditions: Sequence[Tensor] = (), labels: Tensor | None = None
+    ) -> Tensor:
+        """Logits [B, K, H, W]; those at a position depend on the codes before it only.
+
+        Args:
+            codes: [B, H, W]. The grid may be cut below any row: the remaining rows' logits are the same.
+            conditions: codes [B, h, w] of the levels above, top first.
+            labels: [B]; ignored by a prior without classes.
+        """
+        return self.logits(codes, self.condition(conditions), self.embed_labels(labels))
+
+    def condition(self, conditions: Sequence[Tensor]) -> Tensor | None:
+        """What the layers are told of the levels above: [B, Z, h, w] on the grid of the one just above."""
+        if self.conditioning is None:
+            return None
+        grid = self.condition_grids[-1]
+        embedded = [
+            F.interpolate(embed(codes).permute(0, 3, 1, 2), size=grid, mode="nearest")
+            for embed, codes in zip(self.condition_embeddings, conditions, strict=True)
+        ]
+        return self.conditioning(torch.cat(embedded, 1))
+
+    def embed_labels(self, labels: Tensor | None) -> Tensor | None:
+        """Class embeddings [B, C] of the labels [B]."""
+        return None if self.label_embedding is None else self.label_embedding(labels)
+
+    def logits(self, codes: Tensor, condition: Tensor | None, label: Tensor | None) -> Tensor:
+        """Logits [B, K, H, W] given what `condition` and `embed_labels` returned."""
+        embedded = self.embedding(codes).permute(0, 3, 1, 2)
+        v = self.v_in(shift_down(embedded))
+        h = self.h_in(shift_right(embedded))
+        for i, layer in enumerate(self.layers):
+            v, h = layer(v, h, condition, label)
+            if str(i) in self.attention:
+                h = self.attention[str(i)](h, embedded)
+        return self.to_logits(F.elu(self.output(h)))
+
+
+def _check(
+    prior: Prior, kernel: int, residual: int, layers: int, attention_layers: int, conditioning_hidden: int
+) -> None:
+    if kernel % 2 == 0:
+        raise ValueError(f"kernel is {kernel}, wanted an odd size: the window is centred on the position.")
+    if residual % 2:
+        raise ValueError(f"residual is {residual}, wanted an even number: the gate halves it.")
+    if attention_layers > layers:
+        raise ValueError(f"{attention_layers} attention layers do not fit among {layers} layers.")
+    if not prior.condition_grids:
+        return
+    if conditioning_hidden < 4 or conditioning_hidden % 4:
+        raise ValueError(f"conditioning_hidden is {conditioning_hidden}, wanted a positive multiple of 4.")
+    (height, width), (above_height, above_width) = prior.grid, prior.condition_grids[-1]
+    scale = width // above_width
+    if (above_height * scale, above_width * scale) != prior.grid:
+        raise ValueError(
+            f"A {height}x{width} grid cannot be conditioned on one of {above_height}x{above_width}: "
+            "wanted a grid that is a whole multiple of the one above."
+        )
+    if above_height % 4 or above_width % 4:
+        raise ValueError(
+            f"Conditioning halves its grid twice: {above_height}x{above_width} does not divide by 4."
+        )

@@ -1,0 +1,203 @@
+"""Vector quantisation with a codebook learned by exponential moving averages.
+
+Source: VQ-VAE-2 (Razavi et al., 2019), section 2.1, equations 1 and 2, and the Sonnet code it links.
+
+Shape legend: B batch, D code dimension, H W grid, K codes, N = B·H·W vectors.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from vqvae2 import distributed
+
+_ROWS_AT_ONCE = 4096  # bounds the distance matrix to 4096 x K, which also stays in a processor's cache
+
+
+class Quantized(NamedTuple):
+    """What `VectorQuantizer` returns."""
+
+    vectors: Tensor  # [B, D, H, W] float32; the gradient passes straight through to the input
+    codes: Tensor  # [B, H, W] int64
+    commitment: Tensor  # scalar, mean (sg[e] - z)^2, not yet times beta
+    statistics: Tensor  # [K, D + 1] float32: sums and counts of this batch, for `update` (may be wider)
+
+
+class VectorQuantizer(nn.Module):
+    """Replaces each vector by the nearest of K learned codes (equation 1).
+
+    Args:
+        num_codes: K.
+        dim: D.
+        decay: gamma, decay of the moving averages of counts and sums.
+        eps: Laplace smoothing of the counts.
+        init: first codebook. `normal` is N(0, 1) (Sonnet 1), `uniform` is U(±sqrt(3/D)) (Sonnet 2), `data`
+            replaces every code by a random vector of the first batch at the first update.
+        revive_below: a code whose average count falls below this fraction of the mean count is replaced by
+            a random vector of the batch; 0 never does. Departs from the paper where it is not 0.
+
+    The averages start at zero and are used bias-corrected. (Started at the codebook instead, as in several
+    ports, every code that the first batch leaves unused is divided by a count near zero and never returns.)
+    """
+
+    def __init__(
+        self,
+        *,
+        num_codes: int,
+        dim: int,
+        decay: float,
+        eps: float,
+        init: Literal["normal", "uniform", "data"],
+        revive_below: float,
+    ) -> None:
+        super().__init__()
+        self.decay = decay
+        self.eps = eps
+        self.init = init
+        self.revive_below = revive_below
+        bound = (3 / dim) ** 0.5
+        codebook = (
+            torch.randn(num_codes, dim)
+            if init != "uniform"
+            else torch.empty(num_codes, dim).uniform_(-bound, bound)
+        )
+        self.register_buffer("codebook", codebook)
+        self.register_buffer("average_counts", torch.zeros(num_codes))
+        self.register_buffer("average_sums", torch.zeros(num_codes, dim))
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def num_codes(self) -> int:
+        return self.codebook.shape[0]
+
+    @property
+    def dim(self) -> int:
+        return self.codebook.shape[1]
+
+    def forward(self, vectors: Tensor) -> Quantized:
+        """Quantises `vectors` [B, D, H, W] with the codebook as it stands; writes nothing."""
+        with torch.autocast(vectors.device.type, enabled=False), _exact_float32_matmul():
+            flat = rearrange(vectors.float(), "b d h w -> (b h w) d")
+            codes = nearest(flat.detach(), self.codebook)
+            nearest_vectors = self.codebook[codes]
+            commitment = (flat - nearest_vectors).square().mean()
+            straight_through = nearest_vectors + (flat - flat.detach())  # exactly e, with the gradient of z
+            statistics = self._statistics(flat.detach(), codes)
+        b, _, h, w = vectors.shape
+        return Quantized(
+            rearrange(straight_through, "(b h w) d -> b d h w", b=b, h=h),
+            codes.view(b, h, w),
+            commitment,
+            statistics,
+        )
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """The vectors [B, D, H, W] of the codes [B, H, W]."""
+        return rearrange(self.codebook[codes], "b h w d -> b d h w")
+
+    @torch.no_grad()
+    def update(self, statistics: Tensor) -> None:
+        """Moves the codebook by the statistics of one step, already summed over micro-batches and ranks.
+
+        N ← γN + (1−γ)n, m ← γm + (1−γ)Σz (section 2.1), both divided by 1−γ^t; e = m / Laplace(N).
+        """
+        sums, counts, candidates = self._split(statistics)
+        first = self.num_updates == 0
+        self.num_updates += 1
+        self.average_counts.lerp_(counts, 1 - self.decay)
+        self.average_sums.lerp_(sums, 1 - self.decay)
+        if candidates is not None:
+            self._replace_dead_codes(candidates, everything=first & (self.init == "data"))
+        unbias = -torch.expm1(self.num_updates * torch.tensor(self.decay).log())  # 1 - decay^t
+        counts, sums = self.average_counts / unbias, self.average_sums / unbias
+        total = counts.sum()
+        smoothed = (counts + self.eps) / (total + self.num_codes * self.eps) * total
+        self.codebook.copy_(sums / smoothed[:, None])
+
+    def _statistics(self, flat: Tensor, codes: Tensor) -> Tensor:
+        """Per code: sum and number of its vectors [K, D + 1]; behind them, if needed, candidates [K, D]."""
+        width = self.dim + 1 + (self.dim if self._needs_candidates else 0)
+        statistics = flat.new_zeros(self.num_codes, width)
+        statistics[:, : self.dim].index_add_(0, codes, flat)
+        statistics[:, self.dim] = torch.bincount(codes, minlength=self.num_codes)
+        if self._needs_candidates and self.training and len(flat):
+            # Rank r offers row r, r + world, ..., zero elsewhere, so that one sum both adds and collects.
+            mine = slice(distributed.rank(), None, distributed.world_size())
+            rows = statistics[mine, self.dim + 1 :]
+            rows.copy_(flat[torch.randint(len(flat), (len(rows),), device=flat.device)])
+        return statistics
+
+    def _split(self, statistics: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        candidates = statistics[:, self.dim + 1 :] if self._needs_candidates else None
+        return statistics[:, : self.dim], statistics[:, self.dim], candidates
+
+    @property
+    def _needs_candidates(self) -> bool:
+        return self.init == "data" or self.revive_below > 0
+
+    def _replace_dead_codes(self, candidates: Tensor, everything: Tensor) -> None:
+        mean_count = self.average_counts.mean()
+        dead = everything | (self.average_counts < self.revive_below * mean_count)
+        self.average_counts.copy_(torch.where(dead, mean_count, self.average_counts))
+        self.average_sums.copy_(torch.where(dead[:, None], candidates * mean_count, self.average_sums))
+
+
+def update_codebooks(quantizers: Sequence[VectorQuantizer], statistics: Sequence[Tensor]) -> list[Tensor]:
+    """Updates every level's codebook with one reduction over the ranks.
+
+    Args:
+        quantizers: one a level.
+        statistics: what each returned, summed over the micro-batches of the step.
+
+    Returns:
+        The counts [K] of each level, over all ranks.
+    """
+    flat = distributed.all_reduce_sum(torch.cat([tensor.flatten() for tensor in statistics]))
+    summed = [
+        part.view_as(tensor)
+        for part, tensor in zip(flat.split([t.numel() for t in statistics]), statistics, strict=True)
+    ]
+    for quantizer, tensor in zip(quantizers, summed, strict=True):
+        quantizer.update(tensor)
+    return [tensor[:, quantizer.dim] for quantizer, tensor in zip(quantizers, summed, strict=True)]
+
+
+def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """Index of the nearest code of each vector; of equally near ones the lowest.
+
+    Args:
+        vectors: [N, D] float32.
+        codebook: [K, D] float32.
+
+    Returns:
+        int64 [N]: argmin_j ‖e_j‖² − 2 z·e_j; ‖z‖² is the same for every j.
+    """
+    squares = codebook.square().sum(1)
+    chunks = vectors.split(_ROWS_AT_ONCE) if len(vectors) else [vectors]
+    return torch.cat([torch.addmm(squares, chunk, codebook.T, alpha=-2).argmin(1) for chunk in chunks])
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """exp of the entropy of the code frequencies: K when all are used alike, 1 when a single one is."""
+    p = counts.double() / counts.sum()
+    return torch.special.entr(p).sum().exp()
+
+
+def usage(counts: Tensor) -> Tensor:
+    """Fraction of the codes that occur at all."""
+    return (counts > 0).double().mean()
+
+
+@contextmanager
+def _exact_float32_matmul() -> Iterator[None]:
+    """Turns reduced-precision float32 products (TF32, bf16) off: near codes would be confused."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
