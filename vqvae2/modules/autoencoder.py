@@ -1,5 +1,6 @@
 """Stage 1: training the hierarchical VQ-VAE."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -61,20 +62,23 @@ class AutoencoderModule(NetworkModule):
     def training_step(self, batch: ImageBatch, _: int) -> Tensor:
         out: Reconstruction = self.network(batch.images)
         loss, mse = self.loss(batch.images, out)
-        pending = self._pending or [torch.zeros_like(level) for level in out.statistics]
-        self._pending = [total + level for total, level in zip(pending, out.statistics, strict=True)]
+        self._pending = self._accumulated(out.statistics)
         self.log_dict({"train/loss": loss, "train/mse": mse}, prog_bar=True)
         self.log_dict(self._by_level("train/commitment", out.commitments))
         return loss
+
+    def _accumulated(self, statistics: Sequence[Tensor]) -> list[Tensor]:
+        if not self._pending:
+            return list(statistics)
+        levels = zip(self.network.quantizers, self._pending, statistics, strict=True)
+        return [quantizer.accumulate(pending, new) for quantizer, pending, new in levels]
 
     def after_optimizer_step(self) -> None:
         self._counts = update_codebooks(self.network.quantizers, self._pending)
         self._pending = []
 
     def on_train_batch_end(self, *_: Any) -> None:
-        if (
-            self._counts and self.trainer.fit_loop.epoch_loop._should_check_log
-        ):  # it costs a sync: only when read
+        if self._counts:
             self._log_codebooks("train", self._counts)
         self._counts = []
 

@@ -118,6 +118,11 @@ class VectorQuantizer(nn.Module):
         smoothed = (counts + self.eps) / (total + self.num_codes * self.eps) * total
         self.codebook.copy_(sums / smoothed[:, None])
 
+    def accumulate(self, pending: Tensor, statistics: Tensor) -> Tensor:
+        """Statistics of two micro-batches as those of one: sums and counts add up, the last candidates stay."""
+        counted = self.dim + 1
+        return torch.cat([pending[:, :counted] + statistics[:, :counted], statistics[:, counted:]], 1)
+
     def _statistics(self, flat: Tensor, codes: Tensor) -> Tensor:
         """Per code: sum and number of its vectors [K, D + 1]; behind them, if needed, candidates [K, D]."""
         width = self.dim + 1 + (self.dim if self._needs_candidates else 0)
@@ -151,7 +156,7 @@ def update_codebooks(quantizers: Sequence[VectorQuantizer], statistics: Sequence
 
     Args:
         quantizers: one a level.
-        statistics: what each returned, summed over the micro-batches of the step.
+        statistics: what each returned for the step.
 
     Returns:
         The counts [K] of each level, over all ranks.

@@ -4,7 +4,7 @@ Source: VQ-VAE-2 (Razavi et al., 2019), algorithm 2 and figure 2b.
 Shape legend: B batch, K codes, H W a level's grid.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -54,7 +54,6 @@ def sample_level(
     labels: Tensor,
     noise: Tensor,
     temperature: float = 1.0,
-    advance: Callable[[], None] = lambda: None,
 ) -> Sampled:
     """Draws the codes of one level.
 
@@ -64,7 +63,6 @@ def sample_level(
         labels: [B]; ignored by a prior without classes.
         noise: [B, H·W] of `uniform_noise`.
         temperature: see `draw`.
-        advance: called after every row, for a progress bar.
     """
     height, width = prior.grid
     noise = noise.to(labels.device)
@@ -77,8 +75,6 @@ def sample_level(
         incremental.append(drawn)
         codes.append(drawn)
         nll -= logits.double().log_softmax(-1).gather(1, drawn[:, None])[:, 0]
-        if (position + 1) % width == 0:
-            advance()
     return Sampled(torch.stack(codes, 1).view(-1, height, width), nll)
 
 
@@ -89,7 +85,6 @@ def sample_codes(
     seed: int,
     images: Sequence[int],
     temperatures: Sequence[float],
-    advance: Callable[[], None] = lambda: None,
 ) -> list[Sampled]:
     """Draws all levels, top first, each given those above it and the labels [B].
 
@@ -99,11 +94,10 @@ def sample_codes(
         seed: of the whole set of samples.
         images: number of each image of the batch within the set; with the seed its only randomness.
         temperatures: one a level.
-        advance: called after every row of codes, for a progress bar.
     """
     levels: list[Sampled] = []
     for level, (prior, temperature) in enumerate(zip(priors, temperatures, strict=True)):
         noise = uniform_noise(seed, images, level, prior.grid[0] * prior.grid[1])
         above = [sampled.codes for sampled in levels]
-        levels.append(sample_level(prior, above, labels, noise, temperature, advance))
+        levels.append(sample_level(prior, above, labels, noise, temperature))
     return levels

@@ -1,0 +1,194 @@
+"""Causality, receptive field and conditioning of every kind of prior, by gradients and by changed codes."""
+
+import math
+
+import pytest
+import torch
+
+from vqvae2.nn.prior import Prior
+
+WIDTHS = {"num_codes": 11, "hidden": 8, "residual": 12, "kernel": 5, "dropout": 0.1}
+KINDS = {
+    "top": {"layers": 3, "attention_layers": 1, "heads": 2, "output_layers": 2},
+    "top without attention": {"layers": 4, "attention_layers": 0, "output_layers": 0},
+    "mid": {"layers": 2, "attention_layers": 1, "heads": 2, "output_layers": 0, "condition_grids": [(4, 8)]},
+    "bottom": {"layers": 3, "attention_layers": 0, "output_layers": 0, "condition_grids": [(4, 4), (4, 8)]},
+}
+
+
+def make(kind: str, *, num_classes=3, grid=(8, 16), **changes) -> Prior:
+    """A small prior in float64 whose logits are not all zero."""
+    torch.manual_seed(0)
+    options = {"condition_grids": [], **WIDTHS, **KINDS[kind], **changes}
+    if options["condition_grids"]:
+        options |= {"conditioning_hidden": 8, "conditioning_blocks": 2}
+    codes = [7] * len(options["condition_grids"])
+    prior = Prior(grid=grid, num_classes=num_classes, condition_codes=codes, **options).double().eval()
+    torch.nn.init.normal_(prior.to_logits.weight)
+    return prior
+
+
+def inputs(prior: Prior, batch=1):
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.randint(prior.num_codes, (batch, *prior.grid), generator=generator)
+    above = [torch.randint(7, (batch, *grid), generator=generator) for grid in prior.condition_grids]
+    return codes, above, torch.arange(batch) % max(prior.num_classes, 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_code_changes_no_logits_up_to_its_own_position(kind):
+    prior = make(kind)
+    codes, above, labels = inputs(prior)
+    before = prior(codes, above, labels).flatten(2)
+    for position in range(0, codes.numel(), 3):
+        changed = codes.clone()
+        changed.view(-1)[position] = (changed.view(-1)[position] + 1) % prior.num_codes
+        after = prior(changed, above, labels).flatten(2)
+        assert torch.equal(after[..., : position + 1], before[..., : position + 1])
+
+
+def dependence(prior: Prior, row: int, column: int):
+    """By gradients: which codes, conditions and labels the logits at one position depend on."""
+    codes, above, labels = inputs(prior)
+    leaves = []
+
+    def differentiable(module, _, output):
+        leaf = output.detach().requires_grad_()
+        leaves.append(leaf)
+        return leaf
+
+    embeddings = [*prior.condition_embeddings, prior.label_embedding, prior.embedding]
+    hooks = [embedding.register_forward_hook(differentiable) for embedding in embeddings]
+    logits = prior(codes, above, labels)[0, :, row, column]
+    for hook in hooks:
+        hook.remove()
+    gradients = torch.autograd.grad(logits @ torch.randn_like(logits), leaves)
+    *conditions, label, own = (gradient.abs().sum(-1)[0] > 0 for gradient in gradients)
+    return own, conditions, label
+
+
+def receptive_field(prior: Prior, row: int, column: int) -> torch.Tensor:
+    """What the two streams should see, by walking their windows; attention sees everything earlier."""
+    height, width = prior.grid
+    earlier = torch.arange(height * width).view(height, width) < row * width + column
+    if len(prior.attention):
+        return earlier
+    rows, reach = prior.v_in.kernel_size[0], prior.v_in.kernel_size[1] // 2
+    seen = torch.zeros(height, width, dtype=torch.bool)
+    # The first convolution reaches `rows` up or `taps` left, every layer one less, because it has the centre.
+    # Sideways in the rows above, the first convolution and every layer reach alike, in v or in h.
+    taps = prior.h_in.kernel_size[1]
+    left = taps + len(prior.layers) * (taps - 1)
+    up = rows + len(prior.layers) * (rows - 1)
+    side = reach * (len(prior.layers) + 1)
+    seen[row, max(0, column - left) : column] = True
+    seen[max(0, row - up) : row, max(0, column - side) : column + side + 1] = True
+    return seen & earlier
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_depend_on_every_earlier_code_in_the_receptive_field(kind):
+    """No blind spot: the nearest rows above are seen to both sides, and everything left."""
+    prior = make(kind)
+    height, width = prior.grid
+    for row, column in [(0, 0), (0, 5), (3, 0), (5, 7), (7, width - 1)]:
+        own, _, _ = dependence(prior, row, column)
+        earlier = torch.arange(height * width).view(height, width) < row * width + column
+        assert not (own & ~earlier).any()
+        missing = receptive_field(prior, row, column) & ~own
+        assert not missing.any(), f"({row}, {column}) is blind to {missing.nonzero().tolist()}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_depend_on_the_label_and_on_every_level_above(kind):
+    prior = make(kind)
+    for row, column in [(0, 0), (5, 7)]:
+        _, conditions, label = dependence(prior, row, column)
+        assert label.item()
+        for condition in conditions:
+            scale = prior.grid[0] // condition.shape[0], prior.grid[1] // condition.shape[1]
+            assert condition[row // scale[0], column // scale[1]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cutting_the_grid_below_a_row_keeps_the_rows_above(kind):
+    prior = make(kind)
+    codes, above, labels = inputs(prior, batch=2)
+    whole = prior(codes, above, labels)
+    for rows in (1, 3, 6):
+        torch.testing.assert_close(prior(codes[:, :rows], above, labels), whole[:, :, :rows])
+
+
+def test_an_untrained_prior_is_uniform():
+    prior = Prior(grid=(4, 4), num_classes=0, condition_grids=[], condition_codes=[], **WIDTHS, **KINDS["top"])
+    logits = prior.eval()(torch.randint(11, (2, 4, 4)))
+    nll = torch.nn.functional.cross_entropy(logits, torch.randint(11, (2, 4, 4)))
+    assert nll.item() == pytest.approx(math.log(11))
+
+
+@pytest.mark.parametrize("dropout_on", ["logits", "weights"])
+def test_attention_is_that_of_explicit_masked_softmax(dropout_on):
+    """Every query on its own, over the keys before it, in a loop."""
+    prior = make("top", attention_dropout=dropout_on)
+    attention = next(iter(prior.attention.values()))
+    height, width = prior.grid
+    h, embedded = torch.randn(2, 8, height, width).double(), torch.randn(2, 8, height, width).double()
+    out = attention(h, embedded).flatten(2)
+    rows = torch.arange(height).double().repeat_interleave(width)
+    columns = torch.arange(width).double().repeat(height)
+    here = torch.stack([(rows - height / 2) / height, (columns - width / 2) / width])
+    for b in range(2):
+        flat = torch.cat([h[b].flatten(1), here]).T
+        both = torch.cat([h[b].flatten(1), embedded[b].flatten(1), here]).T
+        queries, (keys, values) = attention.query(flat), attention.key_value(both).chunk(2, -1)
+        for i in (0, 1, 17, height * width - 1):
+            attended = []
+            for head in (slice(0, 4), slice(4, 8)):
+                weights = (keys[:i, head] @ queries[i, head] / 2).softmax(0)
+                attended.append(weights @ values[:i, head])
+            expected = h[b].flatten(1)[:, i] + attention.out(torch.cat(attended))
+            torch.testing.assert_close(out[b, :, i], expected)
+
+
+def test_logit_dropout_zeroes_logits_before_the_softmax():
+    """All logits dropped but none masked wrongly: every position averages what came before it."""
+    attention = next(iter(make("top", dropout=0.999999).attention.values())).train()
+    torch.manual_seed(0)
+    h, embedded = torch.randn(1, 8, 8, 16).double(), torch.randn(1, 8, 8, 16).double()
+    out = attention(h, embedded)
+    here = [x.flatten(2).transpose(1, 2) for x in (h, embedded)]
+    from vqvae2.nn.causal import positions
+
+    coordinates = positions(8, 16, like=h).flatten(2).transpose(1, 2)
+    _, values = attention.project_key_value(*here, coordinates)
+    mean = values.transpose(1, 2).flatten(2).cumsum(1) / torch.arange(1, 129)[:, None]
+    expected = h.flatten(2).transpose(1, 2)[:, 1:] + attention.out(mean[:, :-1])
+    torch.testing.assert_close(out.flatten(2).transpose(1, 2)[:, 1:], expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kernel": 4}, "odd"),
+        ({"residual": 9}, "even"),
+        ({"attention_layers": 9}, "do not fit"),
+        ({"heads": 3}, "attention heads"),
+        ({"condition_grids": [(4, 5)]}, "whole multiple"),
+        ({"condition_grids": [(2, 4)]}, "divide by 4"),
+    ],
+)
+def test_impossible_shapes_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make("top", **changes)
+
+
+def test_a_tiny_prior_learns_a_pattern_by_heart():
+    prior = make("mid", grid=(8, 8), condition_grids=[(4, 4)], dropout=0.0).train()
+    codes, above, labels = inputs(prior, batch=4)
+    optimizer = torch.optim.Adam(prior.parameters(), 1e-2)
+    for _ in range(150):
+        loss = torch.nn.functional.cross_entropy(prior(codes, above, labels), codes)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05
