@@ -120,7 +120,9 @@ def test_cutting_the_grid_below_a_row_keeps_the_rows_above(kind):
 
 
 def test_an_untrained_prior_is_uniform():
-    prior = Prior(grid=(4, 4), num_classes=0, condition_grids=[], condition_codes=[], **WIDTHS, **KINDS["top"])
+    prior = Prior(
+        grid=(4, 4), num_classes=0, condition_grids=[], condition_codes=[], **WIDTHS, **KINDS["top"]
+    )
     logits = prior.eval()(torch.randint(11, (2, 4, 4)))
     nll = torch.nn.functional.cross_entropy(logits, torch.randint(11, (2, 4, 4)))
     assert nll.item() == pytest.approx(math.log(11))

@@ -174,7 +174,9 @@ def _train(rank, world_size, **changes):
     for _ in range(20):
         images = torch.randn(8, 3, 4, 4).chunk(world_size)[rank]
         out = [quantizer(encoder(images)) for quantizer in quantizers]
-        loss = sum((level.vectors - images.mean(1, keepdim=True)).square().mean() + level.commitment for level in out)
+        loss = sum(
+            (level.vectors - images.mean(1, keepdim=True)).square().mean() + level.commitment for level in out
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -119,7 +119,7 @@ class VectorQuantizer(nn.Module):
         self.codebook.copy_(sums / smoothed[:, None])
 
     def accumulate(self, pending: Tensor, statistics: Tensor) -> Tensor:
-        """Statistics of two micro-batches as those of one: sums and counts add up, the last candidates stay."""
+        """Statistics of two micro-batches as of one: sums and counts add up, the last candidates stay."""
         counted = self.dim + 1
         return torch.cat([pending[:, :counted] + statistics[:, :counted], statistics[:, counted:]], 1)
 

@@ -1,0 +1,95 @@
+"""The order of samples: properties that every rank and every epoch has to keep."""
+
+import pytest
+
+from tests.ranks import run_ranks
+from vqvae2 import distributed
+from vqvae2.data.order import ChunkBatches, EpochBatches, batch_bounds
+
+
+def on_ranks(monkeypatch, sampler, world_size):
+    """The batches of each rank, as lists of samples."""
+    monkeypatch.setattr(distributed, "world_size", lambda: world_size)
+    per_rank = []
+    for rank in range(world_size):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        batches = [[sample for _, sample in batch] for batch in sampler]
+        assert len(sampler) == len(batches)
+        per_rank.append(batches)
+    return per_rank
+
+
+def flat(batches):
+    return [sample for batch in batches for sample in batch]
+
+
+def epochs(num_samples=100, batch=8, shuffle=True, seed=0):
+    return EpochBatches(num_samples, global_batch_size=batch, shuffle=shuffle, seed=seed)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("num_samples", [12, 13, 25, 97])
+def test_every_sample_once_and_no_rank_without_a_batch(monkeypatch, num_samples, world_size):
+    ranks = on_ranks(monkeypatch, epochs(num_samples, batch=12), world_size)
+    assert sorted(sample for rank in ranks for sample in flat(rank)) == list(range(num_samples))
+    for batches in zip(*ranks, strict=True):  # strict: all ranks take the same number of steps
+        sizes = [len(batch) for batch in batches]
+        assert min(sizes) >= 1
+        assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_see_together_what_one_rank_sees(monkeypatch, world_size):
+    (alone,) = on_ranks(monkeypatch, epochs(), 1)
+    ranks = on_ranks(monkeypatch, epochs(), world_size)
+    assert [flat(batches) for batches in zip(*ranks, strict=True)] == alone
+
+
+def test_a_remainder_smaller_than_the_world_joins_the_batch_before():
+    assert batch_bounds(17, 8, world_size=1) == [(0, 8), (8, 16), (16, 17)]
+    assert batch_bounds(17, 8, world_size=2) == [(0, 8), (8, 17)]
+    assert batch_bounds(18, 8, world_size=2) == [(0, 8), (8, 16), (16, 18)]
+    assert batch_bounds(3, 8, world_size=2) == [(0, 3)]
+    with pytest.raises(ValueError, match="3 samples cannot be shared among 4 ranks"):
+        batch_bounds(3, 8, world_size=4)
+
+
+def test_the_order_follows_from_seed_and_epoch(monkeypatch):
+    def order(seed, epoch):
+        sampler = epochs(seed=seed)
+        sampler.sampler.set_epoch(epoch)  # as Lightning calls it
+        assert {marked for batch in sampler for marked, _ in batch} == {epoch}
+        return tuple(flat(on_ranks(monkeypatch, sampler, 1)[0]))
+
+    orders = {(seed, epoch): order(seed, epoch) for seed in (0, 1) for epoch in (0, 1, 2)}
+    assert len(set(orders.values())) == len(orders)
+    assert all(order(*key) == found for key, found in orders.items())
+
+
+def test_without_shuffling_it_is_the_order_of_the_data(monkeypatch):
+    sampler = epochs(shuffle=False)
+    sampler.set_epoch(5)
+    assert flat(on_ranks(monkeypatch, sampler, 1)[0]) == list(range(100))
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 7])
+def test_a_chunk_is_cut_into_the_same_batches_on_one_rank_whatever_the_world(monkeypatch, world_size):
+    chunks = ChunkBatches(103, batch_size=6, chunk_size=20)
+    (alone,) = on_ranks(monkeypatch, chunks, 1)
+    assert flat(alone) == list(range(103))
+    ranks = on_ranks(monkeypatch, chunks, world_size)
+    assert sorted(flat(ranks)) == alone  # the batches are the same ones, dealt out
+    owners = {}
+    for rank, batches in enumerate(ranks):
+        for batch in batches:
+            assert batch[0] // 20 == batch[-1] // 20  # no batch crosses a chunk's border
+            owners.setdefault(batch[0] // 20, set()).add(rank)
+    assert all(len(ranks) == 1 for ranks in owners.values())
+
+
+def test_real_ranks_ask_when_they_iterate():
+    sampler = epochs(num_samples=21, batch=4)  # made before there is a process group
+    ranks = run_ranks(lambda: [[sample for _, sample in batch] for batch in sampler])
+    alone = [[sample for _, sample in batch] for batch in sampler]
+    *whole, last = [flat(batches) for batches in zip(*ranks, strict=True)]
+    assert [*whole, last[:4], last[4:]] == alone

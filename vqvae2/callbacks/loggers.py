@@ -1,0 +1,132 @@
+"""Where metrics go: a CSV file in the run folder, always; Weights & Biases, if wanted and possible."""
+
+import csv
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch.loggers
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from torch import Tensor
+
+
+class MetricsFile(Logger):
+    """One row a call in `metrics.csv` of the run folder; its columns grow with what is logged.
+
+    Args:
+        folder: the run folder.
+        append: goes on with the rows there are, less those at or after the first step logged; otherwise the
+            file starts anew.
+    """
+
+    def __init__(self, folder: str | Path, *, append: bool = False) -> None:
+        super().__init__()
+        self.path = Path(folder) / "metrics.csv"
+        self._append = append
+        self._columns: list[str] = []
+
+    @property
+    def name(self) -> str:
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """The run folder's `config.yaml` has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Tensor | float], step: int | None = None) -> None:
+        row = {"step": step} | {name: float(value) for name, value in metrics.items()}
+        if not self._columns:
+            self._rewrite(self._rows_before(step) if self._append else [], list(row))
+        elif new := [name for name in row if name not in self._columns]:
+            self._rewrite(self._rows(), new)
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    def _rows(self) -> list[dict[str, str]]:
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    def _rows_before(self, step: int | None) -> list[dict[str, str]]:
+        return [row for row in self._rows() if step is None or int(row["step"]) < step]
+
+    def _rewrite(self, rows: list[dict[str, str]], new_columns: list[str]) -> None:
+        names = [name for row in rows[:1] for name in row] + self._columns + new_columns
+        self._columns = list(dict.fromkeys(names))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        aside = self.path.with_suffix(".csv.tmp")
+        with aside.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        aside.replace(self.path)
+
+
+@dataclass
+class WandbSettings:
+    """Weights & Biases, turned on by giving any of these.
+
+    Args:
+        project: the W&B project.
+        name: the run's name; the run folder's path when not given.
+        group: runs of a group are shown together.
+        tags: labels to filter by.
+        mode: where the run goes; WANDB_MODE when not given, online when that is not set either.
+    """
+
+    project: str = "vqvae2"
+    name: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    mode: Literal["online", "offline", "disabled"] | None = None
+
+
+class WandbLogger(lightning.pytorch.loggers.WandbLogger):
+    """W&B in the run folder. Without a key or an answer it warns and logs offline; it never ends a run."""
+
+    def __init__(self, settings: WandbSettings, folder: str | Path) -> None:
+        mode = settings.mode or os.environ.get("WANDB_MODE") or "online"
+        if mode == "online" and not _has_credentials():
+            rank_zero_warn(
+                "W&B has no key (WANDB_API_KEY or `wandb login`), so this run is logged offline; "
+                f"send it later with: wandb sync {folder}/wandb/offline-run-*"
+            )
+            mode = "offline"
+        super().__init__(
+            project=settings.project,
+            name=settings.name or str(folder).removeprefix("runs/"),
+            save_dir=str(folder),
+            group=settings.group,
+            tags=settings.tags,
+            mode=mode,
+        )
+        self._wandb_init.pop("anonymous", None)  # W&B warns of this setting, which Lightning always gives
+
+    @property
+    def experiment(self) -> Any:
+        import wandb
+
+        try:
+            return super().experiment
+        except wandb.Error as error:
+            rank_zero_warn(f"W&B did not start ({error}), so this run is logged offline.")
+            self._wandb_init["mode"] = "offline"
+            return super().experiment
+
+
+def _has_credentials() -> bool:
+    import wandb
+
+    return wandb.login(prompt=False, verify=False)

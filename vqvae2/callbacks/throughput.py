@@ -1,0 +1,76 @@
+"""How fast training goes, and how much of the time it waits for data."""
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import lightning as L
+from torch import Tensor
+
+from vqvae2 import distributed
+
+
+class Throughput(L.Callback):
+    """Logs `speed/samples_per_s` and `speed/data_wait` over the steps since the last logged one.
+
+    A sample is an image or a code grid, counted over all ranks (whose shares of a batch are equal to within
+    one). `data_wait` is the share of the time, in [0, 1], between the end of a step and the arrival of the
+    next batch. Validation is in neither figure.
+    """
+
+    def __init__(self) -> None:
+        self._ready_at: float | None = None  # when the loop last began to ask for a batch, or to compute
+        self._restart()
+
+    def on_train_start(self, *_: Any) -> None:
+        self._ready_at = None
+        self._restart()
+
+    def on_validation_start(self, *_: Any) -> None:
+        self._ready_at = None
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._wait_s += self._lap_s()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._step_s += self._lap_s()
+        self._samples += batch_size(batch) * distributed.world_size()
+        elapsed_s = self._wait_s + self._step_s
+        pl_module.log_dict(
+            {"speed/samples_per_s": self._samples / elapsed_s, "speed/data_wait": self._wait_s / elapsed_s}
+        )
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            self._restart()
+
+    def _lap_s(self) -> float:
+        now = time.perf_counter()
+        lap_s = 0.0 if self._ready_at is None else now - self._ready_at
+        self._ready_at = now
+        return lap_s
+
+    def _restart(self) -> None:
+        self._wait_s = self._step_s = 0.0
+        self._samples = 0
+
+
+def batch_size(batch: Any) -> int:
+    """The length of the first tensor in a batch.
+
+    Raises:
+        ValueError: there is no tensor in it.
+    """
+    for leaf in _tensors(batch):
+        return leaf.shape[0]
+    raise ValueError(f"A batch of {type(batch).__name__} holds no tensor to count samples by.")
+
+
+def _tensors(value: Any) -> Iterable[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)

@@ -1,0 +1,190 @@
+"""What a verdict looks at: samples beside real images, held-out images, and the codes of both splits."""
+
+from collections.abc import Callable, Collection
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from vqvae2.data.images import ImageDataModule
+from vqvae2.data.latent_module import LatentDataset
+from vqvae2.data.latent_shards import check_files, verify
+from vqvae2.data.latents import LatentBatch, LatentSpec, Manifest, read_manifest
+from vqvae2.data.order import EpochBatches, Index
+from vqvae2.data.sources import open_source
+from vqvae2.data.views import Split, ViewImages
+
+_MODES = {1: "L", 3: "RGB"}
+_NUM_PROBES = 16  # samples that are looked at before the job starts
+
+
+class EvaluationDataModule(ImageDataModule):
+    """An `ImageDataModule` whose tests read samples, real images and latents, each sample once.
+
+    The test loaders, in this order as far as there is such data: `samples`, `real`, `held_out` (images of the
+    data's held-out part), `latents_train` and `latents_val`. Images are plain: no augmentation, centre crop.
+
+    Args:
+        samples: location of the samples to judge, such as runs/NAME/samples; size, colour and classes must be
+            those of the real images, nothing is converted.
+        latents: folder of latent shards, for likelihoods and the use of the codebooks.
+        real: which part of the images the samples are held against; papers take the training images.
+        max_real: take at most so many real images, evenly spread over the part.
+        max_latents: take at most so many samples of each split of the latents, evenly spread.
+        images: options of `ImageDataModule`.
+    """
+
+    def __init__(
+        self,
+        *,
+        samples: str | None = None,
+        latents: str | None = None,
+        real: Literal["train", "val"] = "train",
+        max_real: int | None = None,
+        max_latents: int | None = None,
+        **images: Any,
+    ) -> None:
+        super().__init__(**images)
+        for name, most in (("max_real", max_real), ("max_latents", max_latents)):
+            if most is not None and most < 1:
+                raise ValueError(f"{name} is {most}, wanted at least 1, or null for all.")
+        self.samples = samples
+        self.latents = None if latents is None else Path(latents)
+        self.real = real
+        self.max_real = max_real
+        self.max_latents = max_latents
+        self._datasets: dict[str, Dataset] = {}
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """Of the latents."""
+        return read_manifest(self.latents)
+
+    @property
+    def latent_spec(self) -> LatentSpec:
+        """Of the latents."""
+        return self.manifest.spec
+
+    @property
+    def test_names(self) -> tuple[str, ...]:
+        """The names of the test loaders, in their order."""
+        return tuple(self._datasets)
+
+    def num_test_samples(self, name: str) -> int:
+        """How many samples a test loader is to read; unreadable images will be missing."""
+        return len(self._datasets[name])
+
+    def select(self, names: Collection[str]) -> None:
+        """Keeps only these test loaders; call it before they are made."""
+        self._datasets = {name: dataset for name, dataset in self._datasets.items() if name in names}
+
+    def prepare_data(self) -> None:
+        """Verifies the shards of the latents, in one process of each machine."""
+        super().prepare_data()
+        if self.latents is not None:
+            check_files(self.latents, self.manifest)
+            verify(self.latents, self.manifest)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Opens everything.
+
+        Raises:
+            ValueError: something is not there, or the samples are not like the real images.
+        """
+        super().setup(stage)
+        self._datasets = {}
+        if self.samples is not None:
+            self._datasets["samples"] = ViewImages(self._open_samples())
+            self._datasets["real"] = ViewImages(self._open_real())
+        if "val" in self.splits:
+            self._datasets["held_out"] = ViewImages(self.splits["val"])
+        if self.latents is not None:
+            plain = len(self.splits["train"])  # the encode job writes one plain view of each image first
+            self._add_latents("train", at_most=plain)
+            self._add_latents("val", at_most=None)
+
+    def test_dataloader(self) -> list[DataLoader]:
+        return [
+            self._loader(
+                dataset, EpochBatches(len(dataset), global_batch_size=self.batch_size, shuffle=False)
+            )
+            for dataset in self._datasets.values()
+        ]
+
+    def _open_samples(self) -> Split:
+        classes = self.splits["train"].source.classes
+        source = open_source(self.samples, num_classes=len(classes), classes=classes)
+        split = self._split(SampleSplit, "sample", source, np.arange(len(source)))
+        for i in spread(len(split), _NUM_PROBES):
+            split.pixels(int(i))
+        return split
+
+    def _open_real(self) -> Split:
+        if self.real not in self.splits:
+            raise ValueError(
+                f"real is '{self.real}', but {self.train} has no held-out images. Give val or holdout."
+            )
+        split = self.splits[self.real]
+        if self.max_real is None:
+            return split
+        return self._split(Split, "real", split.source, split.samples[spread(len(split), self.max_real)])
+
+    def _split(self, kind: Callable[..., Split], name: str, source: Any, samples: np.ndarray) -> Split:
+        options = {name: getattr(self, name) for name in ("image_size", "channels", "fit", "strict")}
+        return kind(name, source, samples, cache=False, **options)
+
+    def _add_latents(self, split: str, at_most: int | None) -> None:
+        dataset = LatentDataset(self.latents, self.manifest, split)
+        num_samples = len(dataset) if at_most is None else min(len(dataset), at_most)
+        if num_samples:
+            self._datasets[f"latents_{split}"] = _Chosen(dataset, spread(num_samples, self.max_latents))
+
+
+class SampleSplit(Split):
+    """Samples as they are: nothing is resized, converted or left out."""
+
+    def pixels(self, i: int) -> np.ndarray:
+        """Sample i, uint8 [C, H, W].
+
+        Raises:
+            ValueError: it cannot be read, or is not of the real images' size and colour.
+        """
+        name = f"{self.source.location}: {self.source.name(int(self.samples[i]))}"
+        try:
+            image = self.source.read(int(self.samples[i]))
+        except OSError as error:
+            raise ValueError(f"{name} cannot be read ({error}). Sample it again or remove it.") from error
+        found, wanted = (image.mode, *image.size), (_MODES[self.channels], self.image_size, self.image_size)
+        if found != wanted:
+            raise ValueError(
+                f"{name} is {_shape(*found)}, but the real images are {_shape(*wanted)}. Judge samples "
+                "against images of their own size and colour: set image_size and channels."
+            )
+        return np.asarray(image).reshape(self.image_size, self.image_size, self.channels).transpose(2, 0, 1)
+
+
+class _Chosen(Dataset):
+    """Some samples of a data set that is asked for whole batches."""
+
+    def __init__(self, dataset: LatentDataset, samples: np.ndarray) -> None:
+        self.dataset = dataset
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitems__(self, batch: list[Index]) -> LatentBatch:
+        return self.dataset.__getitems__([(epoch, int(self.samples[i])) for epoch, i in batch])
+
+
+def spread(num_samples: int, at_most: int | None) -> np.ndarray:
+    """Numbers below `num_samples`, evenly spread if not all of them: data often come sorted by class."""
+    count = num_samples if at_most is None else min(num_samples, at_most)
+    return np.arange(count) * num_samples // count
+
+
+def _shape(mode: str, width: int, height: int) -> str:
+    colour = {"L": "grey", "RGB": "RGB"}.get(mode, f"of mode {mode}")
+    return f"{width}x{height} {colour}"

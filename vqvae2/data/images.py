@@ -1,0 +1,248 @@
+"""Batches of images for the autoencoder, the classifiers and the encode job."""
+
+import hashlib
+import logging
+from itertools import chain
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from vqvae2 import distributed
+from vqvae2.data.augment import NOTHING, Augment
+from vqvae2.data.decode import Fit
+from vqvae2.data.order import ChunkBatches, EpochBatches, Index
+from vqvae2.data.sources import ImageSource, open_source
+from vqvae2.data.views import ImageBatch, Split, TrainImages, ViewImages
+
+__all__ = ["ImageBatch", "ImageDataModule", "held_out"]
+
+log = logging.getLogger(__name__)
+
+
+def held_out(source: ImageSource, fraction: float, seed: int) -> np.ndarray:
+    """Which samples are held out, bool `[N]`: decided by a hash of each key, whatever else is there."""
+    digests = (
+        hashlib.blake2b(f"{seed}/{source.key(i)}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        for i in range(len(source))
+    )
+    return np.array([int.from_bytes(digest, "big") < fraction * 2**64 for digest in digests])
+
+
+class ImageDataModule(L.LightningDataModule):
+    """Images in, batches out. Locations are what `open_source` takes.
+
+    Args:
+        train: location of the training images.
+        val: location of the held-out images.
+        image_size: side of the square images that come out.
+        batch_size: images in a batch over all devices together.
+        channels: 3 for colour, 1 for grey.
+        fit: crop: the short side is resized to image_size (bicubic, antialiased), then cropped, at the centre
+            unless augment.random_crop; pad: centred on black, never enlarged.
+        augment: what is done to training images.
+        num_classes: None: as many as the training images have; 0: ignore labels.
+        holdout: without `val`, the fraction of the training images that is held out instead.
+        holdout_seed: draws another such part.
+        num_workers: loader processes on each device.
+        seed: with epoch and sample, decides order and augmentation.
+        strict: an unreadable image is an error; otherwise it is skipped, logged, and counted at the end.
+        cache: keep the decoded images in memory (image_size² · channels bytes each), for small data sets.
+        encode_views: how often the encode job sees each training image: once plain, then augmented.
+        encode_flips: whether it also sees each of these mirrored.
+        chunk_size: images that the encode job writes into one file.
+    """
+
+    def __init__(
+        self,
+        *,
+        train: str,
+        val: str | None = None,
+        image_size: int,
+        batch_size: int,
+        channels: int = 3,
+        fit: Fit = "crop",
+        augment: Augment = NOTHING,
+        num_classes: int | None = None,
+        holdout: float = 0.0,
+        holdout_seed: int = 0,
+        num_workers: int = 0,
+        seed: int = 0,
+        strict: bool = False,
+        cache: bool = False,
+        encode_views: int = 1,
+        encode_flips: bool = False,
+        chunk_size: int = 4096,
+    ) -> None:
+        super().__init__()
+        self.train, self.val = train, val
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.channels = channels
+        self.fit = fit
+        self.augment = augment
+        self.holdout, self.holdout_seed = holdout, holdout_seed
+        self.num_workers = num_workers
+        self.seed = seed
+        self.strict, self.cache = strict, cache
+        self.encode_views, self.encode_flips = encode_views, encode_flips
+        self.chunk_size = chunk_size
+        self._num_classes = num_classes
+        self._splits: dict[str, Split] = {}
+        self._check_arguments()
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 when unlabelled. Opens the images if they are not open yet."""
+        return len(self.classes)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes' names in label order; () when unlabelled."""
+        return self.splits["train"].source.classes
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits by name: train, and val if there are held-out images. Opened when first asked for."""
+        if not self._splits:
+            self._splits = self._open()
+        return self._splits
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The splits in the order of the predict loaders."""
+        return tuple(self.splits)
+
+    @property
+    def num_views(self) -> int:
+        """How often the encode job sees each training image."""
+        return self.encode_views * (2 if self.encode_flips else 1)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Opens the images.
+
+        Raises:
+            ValueError: they are not there, not enough for a batch, or the batch cannot be shared equally.
+        """
+        world_size = distributed.world_size()
+        if self.batch_size % world_size:
+            lower = max(self.batch_size // world_size, 1) * world_size
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be shared equally among {world_size} devices; "
+                f"{lower} and {lower + world_size} can."
+            )
+        num_images = len(self.splits["train"])
+        if stage == "fit" and num_images < self.batch_size:
+            raise ValueError(
+                f"{self.train} holds {num_images} training images, too few for a batch of {self.batch_size}. "
+                + _smaller_batch(num_images, world_size)
+            )
+
+    def train_dataloader(self) -> DataLoader:
+        split = self.splits["train"]
+        batches = EpochBatches(len(split), global_batch_size=self.batch_size, shuffle=True, seed=self.seed)
+        return self._loader(TrainImages(split, self.augment, self.seed), batches)
+
+    def val_dataloader(self) -> DataLoader | list:
+        """The held-out images in order; no loader, [], if there are none."""
+        if "val" not in self.splits:
+            return []
+        images = ViewImages(self.splits["val"])
+        return self._loader(
+            images, EpochBatches(len(images), global_batch_size=self.batch_size, shuffle=False)
+        )
+
+    def test_dataloader(self) -> DataLoader | list:
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> list[DataLoader]:
+        """For the encode job: every view of the training images, and the held-out images once, plain."""
+        images = {name: ViewImages(split) for name, split in self.splits.items()}
+        images["train"] = ViewImages(
+            self.splits["train"],
+            views=self.encode_views,
+            flips=self.encode_flips,
+            augment=self.augment,
+            seed=self.seed,
+        )
+        return [self._loader(images[name], self._chunks(len(images[name]))) for name in self.split_names]
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Reports how many images were unreadable, over all devices."""
+        for name, split in self._splits.items():
+            names = sorted(set(chain.from_iterable(distributed.all_gather_objects(split.unreadable_names()))))
+            if names and distributed.rank() == 0:
+                listed = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+                log.warning(
+                    "skipped %d of %d %s images, unreadable: %s", len(names), len(split), name, listed
+                )
+
+    def _check_arguments(self) -> None:
+        for name in ("image_size", "batch_size", "encode_views", "chunk_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, wanted at least 1.")
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels is {self.channels}, wanted 3 (colour) or 1 (grey).")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}, wanted at least 0.")
+        if not 0 <= self.holdout < 1:
+            raise ValueError(f"holdout is {self.holdout}, wanted a fraction from 0 up to, not including, 1.")
+        if self.val is not None and self.holdout:
+            raise ValueError(f"val is {self.val} and holdout is {self.holdout}; wanted one of the two.")
+        if self.channels == 1 and self.augment.needs_colour:
+            raise ValueError(
+                "augment.hue and augment.saturation need colour; leave them 0 when channels is 1."
+            )
+        if self.augment.random_crop and self.fit == "pad":
+            raise ValueError("augment.random_crop needs fit: crop; with fit: pad use augment.shift.")
+        if self.augment.shift >= self.image_size:
+            raise ValueError(f"augment.shift is {self.augment.shift}, wanted less than {self.image_size}.")
+        if self.encode_views > 1 and not self.augment.does_anything:
+            raise ValueError(
+                f"encode_views is {self.encode_views}, but augment is off, so all would be alike."
+            )
+
+    def _open(self) -> dict[str, Split]:
+        train = open_source(self.train, num_classes=self._num_classes)
+        if self.val is not None:
+            val = open_source(self.val, num_classes=len(train.classes), classes=train.classes)
+            chosen = {"train": (train, np.arange(len(train))), "val": (val, np.arange(len(val)))}
+        elif self.holdout:
+            out = held_out(train, self.holdout, self.holdout_seed)
+            if out.all() or not out.any():
+                raise ValueError(
+                    f"holdout {self.holdout} takes {out.sum()} of {len(train)} in {self.train}, wanted "
+                    "some on both sides. Change holdout or holdout_seed."
+                )
+            chosen = {"train": (train, np.flatnonzero(~out)), "val": (train, np.flatnonzero(out))}
+        else:
+            chosen = {"train": (train, np.arange(len(train)))}
+        options = {name: getattr(self, name) for name in ("image_size", "channels", "fit", "strict", "cache")}
+        return {name: Split(name, source, samples, **options) for name, (source, samples) in chosen.items()}
+
+    def _chunks(self, num_images: int) -> ChunkBatches:
+        batch_size = self.batch_size // distributed.world_size()
+        return ChunkBatches(num_images, batch_size=batch_size, chunk_size=self.chunk_size)
+
+    def _loader(self, images: Dataset, batches: Sampler[list[Index]]) -> DataLoader:
+        return DataLoader(
+            images,
+            batch_sampler=batches,
+            collate_fn=_as_it_is,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def _as_it_is(batch: ImageBatch) -> ImageBatch:
+    """The data sets make whole batches themselves."""
+    return batch
+
+
+def _smaller_batch(num_images: int, world_size: int) -> str:
+    most = num_images // world_size * world_size
+    if not most:
+        return f"Not even one for each of {world_size} devices: give more images or use fewer devices."
+    return f"Give more images, or set batch_size to {most}."

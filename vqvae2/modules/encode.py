@@ -1,0 +1,69 @@
+"""The encode job's module: images in, codes out. `LatentWriter` writes them to shards."""
+
+from typing import NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from vqvae2.data.images import ImageBatch
+from vqvae2.data.latents import LatentSpec, Level
+from vqvae2.modules.autoencoder import AutoencoderModule
+from vqvae2.modules.checkpoint import load_network
+from vqvae2.nn.autoencoder import fingerprint
+
+
+class Encoded(NamedTuple):
+    """Codes of a batch of images, on the CPU."""
+
+    codes: tuple[Tensor, ...]  # int64 [B, h, w] of each level, top first
+    labels: Tensor  # int64 [B], -1 where there is none
+    index: Tensor  # int64 [B], position in the split's enumeration
+    keys: list[str]
+
+
+class EncodeModule(L.LightningModule):
+    """Encodes the images of an `ImageDataModule` with a trained autoencoder.
+
+    Args:
+        checkpoint: of a run that trained an autoencoder; its averaged weights are used.
+
+    Raises:
+        ValueError: the checkpoint does not exist or holds another kind of network.
+    """
+
+    def __init__(self, checkpoint: str) -> None:
+        super().__init__()
+        self.network, self.facts = load_network(checkpoint, AutoencoderModule.kind)
+        self.checkpoint = checkpoint
+        self.spec: LatentSpec | None = None
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may have no chunk of a split
+
+    def setup(self, stage: str) -> None:
+        """Works out what the codes will look like.
+
+        Raises:
+            ValueError: the images have another number of channels, or do not divide into the grids.
+        """
+        images = self.trainer.datamodule
+        channels = self.facts["network"]["channels"]
+        if images.channels != channels:
+            raise ValueError(
+                f"{self.checkpoint} was trained on images of {channels} channels, the data has "
+                f"{images.channels}. Set the data's channels to {channels}."
+            )
+        grids = self.network.grids(images.image_size, images.image_size)
+        levels = zip(self.network.level_names, grids, self.network.codebook_sizes, strict=True)
+        self.spec = LatentSpec(
+            levels=tuple(Level(name, height, width, codes) for name, (height, width), codes in levels),
+            num_classes=images.num_classes,
+            autoencoder=fingerprint(self.network),
+        )
+
+    def predict_step(self, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0) -> Encoded:
+        if len(batch.images):
+            codes = tuple(level.cpu() for level in self.network.encode(batch.images))
+        else:  # every image of the batch was unreadable
+            grids = ((level.height, level.width) for level in self.spec.levels)
+            codes = tuple(torch.zeros((0, *grid), dtype=torch.int64) for grid in grids)
+        return Encoded(codes, batch.labels.cpu(), batch.index.cpu(), batch.keys)
