@@ -137,7 +137,7 @@ def test_the_manifest_and_the_shards_describe_the_codes(network, checkpoint, fol
     records = webdataset.WebDataset(urls, shardshuffle=False)
     keys = [key for record in records for key in json.loads(record["keys.json"])]
     assert keys == all_images(data)["train"].keys
-    assert "Encoded 34 train, 7 val samples" in capsys.readouterr().out
+    assert "Wrote 34 train, 7 val" in capsys.readouterr().out
 
 
 def test_one_and_two_ranks_write_the_same_folder(checkpoint, folders, tmp_path):

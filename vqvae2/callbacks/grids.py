@@ -3,6 +3,7 @@
 Every rank draws, though only the first one writes: a sharded network needs all ranks for a forward pass.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import lightning as L
@@ -21,32 +22,80 @@ from vqvae2.pixels import to_uint8
 from vqvae2.sampling.ancestral import sample_level, uniform_noise
 
 
-class ReconstructionGrid(L.Callback):
-    """After each validation a picture like figure 3 of the paper, one held-out image a row.
+class Grid(L.Callback, ABC):
+    """A picture of some held-out samples, drawn in every n-th validation.
+
+    The samples come from batches all over the split, since data are often sorted by class.
+
+    Args:
+        num_samples: how many the picture shows, or fewer if there are fewer.
+        every_n_validations: how often it is drawn.
+    """
+
+    name: str
+
+    def __init__(self, num_samples: int, every_n_validations: int) -> None:
+        self.num_samples = num_samples
+        self.every_n_validations = every_n_validations
+        self._validations = 0
+        self._batches: list[Any] = []
+
+    @abstractmethod
+    def draw(self, module: L.LightningModule, batches: list[Any]) -> Tensor:
+        """The picture, uint8 [C, H, W], of a few samples from each of some batches."""
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._batches = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        due = self._validations % self.every_n_validations == 0
+        if not trainer.sanity_checking and due and batch_idx in self._chosen(int(trainer.num_val_batches[0])):
+            self._batches.append(batch)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        self._validations += 1
+        if self._batches:
+            with torch.no_grad():
+                log_picture(trainer, self.name, self.draw(pl_module, self._batches))
+        self._batches = []
+
+    def _chosen(self, num_batches: int) -> set[int]:
+        count = min(num_batches, self.num_samples)
+        return {i * num_batches // count for i in range(count)}
+
+    def pick(self, batches: list[Tensor]) -> Tensor:
+        """`num_samples` rows, equally many from the start of each batch (as far as it has so many)."""
+        each = -(-self.num_samples // len(batches))
+        return torch.cat([batch[:each] for batch in batches])[: self.num_samples]
+
+
+class ReconstructionGrid(Grid):
+    """Reconstructions as in figure 3 of the paper, one held-out image a row.
 
     From left to right: the decoder sees the top level only, one level more each, all levels; the original.
 
     Args:
-        num_images: rows.
+        num_samples: rows.
+        every_n_validations: how often it is drawn.
     """
 
-    def __init__(self, num_images: int = 8) -> None:
-        self.num_images = num_images
+    name = "reconstructions"
 
-    @torch.no_grad()
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: AutoencoderModule,
-        outputs: Any,
-        batch: ImageBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if batch_idx == 0 and not trainer.sanity_checking:
-            log_picture(
-                trainer, "reconstructions", level_by_level(pl_module.average, batch.images[: self.num_images])
-            )
+    def __init__(self, num_samples: int = 8, every_n_validations: int = 1) -> None:
+        super().__init__(num_samples, every_n_validations)
+
+    def draw(self, module: AutoencoderModule, batches: list[ImageBatch]) -> Tensor:
+        return level_by_level(module.average, self.pick([batch.images for batch in batches]))
 
 
 def level_by_level(autoencoder: HierarchicalVQVAE, images: Tensor) -> Tensor:
@@ -57,59 +106,39 @@ def level_by_level(autoencoder: HierarchicalVQVAE, images: Tensor) -> Tensor:
     return make_grid(to_uint8(rows), nrow=len(steps) + 1, padding=1)
 
 
-class SampleGrid(L.Callback):
-    """After validations a picture of what the prior makes of held-out images' labels and upper levels.
+class SampleGrid(Grid):
+    """What the prior makes of the labels and upper levels of held-out images.
 
     Each pair of columns holds reconstructions and beside them the same with this prior's level sampled.
     Levels below it are hidden from the decoder in both.
 
     Args:
         autoencoder: checkpoint of the autoencoder that made the codes.
-        num_images: pairs.
-        every_n_validations: how often; sampling takes time.
+        num_samples: pairs.
+        every_n_validations: how often it is drawn; sampling takes time.
 
     Raises:
         ValueError: the checkpoint is missing or of another kind, or another autoencoder made the codes.
     """
 
-    def __init__(self, autoencoder: str, num_images: int = 16, every_n_validations: int = 1) -> None:
+    name = "samples"
+
+    def __init__(self, autoencoder: str, num_samples: int = 16, every_n_validations: int = 1) -> None:
+        super().__init__(num_samples, every_n_validations)
         self.checkpoint = autoencoder
         self.autoencoder: HierarchicalVQVAE = load_network(autoencoder, AutoencoderModule.kind).network
-        self.num_images = num_images
-        self.every_n_validations = every_n_validations
-        self._validations = 0
 
     def setup(self, trainer: L.Trainer, pl_module: PriorModule, stage: str) -> None:
         data = trainer.datamodule
-        check_autoencoder(
-            data.spec, fingerprint(self.autoencoder), codes=data.latents, checkpoint=self.checkpoint
-        )
+        digest = fingerprint(self.autoencoder)
+        check_autoencoder(data.spec, digest, codes=str(data.latents), checkpoint=self.checkpoint)
 
-    @torch.no_grad()
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: PriorModule,
-        outputs: Any,
-        batch: LatentBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if batch_idx or trainer.sanity_checking:
-            return
-        self._validations += 1
-        if (self._validations - 1) % self.every_n_validations == 0:
-            log_picture(trainer, "samples", self._pairs(pl_module, batch))
-
-    def _pairs(self, module: PriorModule, batch: LatentBatch) -> Tensor:
-        codes, labels = [level[: self.num_images] for level in batch.codes], batch.labels[: self.num_images]
-        noise = uniform_noise(0, range(len(labels)), module.index, codes[module.index][0].numel())
-        sampled = sample_level(module.average, codes[: module.index], labels, noise)
+    def draw(self, module: PriorModule, batches: list[LatentBatch]) -> Tensor:
+        codes = [self.pick(list(level)) for level in zip(*(batch.codes for batch in batches), strict=True)]
+        labels = self.pick([batch.labels for batch in batches])
+        above, here, below = codes[: module.index], codes[module.index], codes[module.index + 1 :]
+        noise = uniform_noise(0, range(len(labels)), module.index, here[0].numel())
+        sampled = sample_level(module.average, above, labels, noise).codes
         self.autoencoder.to(labels.device)
-        pairs = [
-            self.autoencoder.decode(
-                [*codes[: module.index], here, *codes[module.index + 1 :]], module.index + 1
-            )
-            for here in (codes[module.index], sampled.codes)
-        ]
-        return make_grid(to_uint8(torch.stack(pairs, 1).flatten(0, 1)), nrow=8, padding=1)
+        pair = [self.autoencoder.decode([*above, x, *below], module.index + 1) for x in (here, sampled)]
+        return make_grid(to_uint8(torch.stack(pair, 1).flatten(0, 1)), nrow=8, padding=1)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from PIL import Image
 
 from vqvae2.callbacks.loggers import WandbLogger
+from vqvae2.pixels import write_png
 
 
 def log_picture(trainer: L.Trainer, name: str, picture: torch.Tensor) -> Path:
@@ -30,11 +30,3 @@ def log_picture(trainer: L.Trainer, name: str, picture: torch.Tensor) -> Path:
         if isinstance(logger, WandbLogger):
             logger.log_image(name, [str(path)], step=trainer.global_step)
     return path
-
-
-def write_png(path: Path, picture: torch.Tensor) -> None:
-    """Writes uint8 `[C, H, W]`, C 1 or 3, aside and moves it to `path`, whose folder is made if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".png.tmp")
-    Image.fromarray(picture.cpu().movedim(0, -1).squeeze(-1).numpy()).save(aside, format="PNG")
-    aside.replace(path)

@@ -32,7 +32,7 @@ class NetworkModule(L.LightningModule):
         self.polyak = polyak
         self.network: nn.Module | None = None
         self.average: nn.Module | None = None
-        self._description: dict[str, Any] = {}
+        self.description: dict[str, Any] = {}
 
     @abstractmethod
     def build_network(self) -> nn.Module:
@@ -40,7 +40,7 @@ class NetworkModule(L.LightningModule):
 
     def describe(self, network: dict[str, Any], **facts: Any) -> None:
         """Records the network's keyword arguments and any facts that its users need (plain types only)."""
-        self._description = {"kind": self.kind, "network": network, **facts}
+        self.description = {"kind": self.kind, "network": network, **facts}
 
     def configure_model(self) -> None:
         if self.network is None:
@@ -72,7 +72,7 @@ class NetworkModule(L.LightningModule):
                 mine.copy_(theirs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[DESCRIPTION] = self._description
+        checkpoint[DESCRIPTION] = self.description
 
     def adam(self, schedule: Schedule, width: int) -> dict[str, Any]:
         """Adam (its β and ε are unstated in the paper: torch's defaults) with a rate for every step."""

@@ -1,0 +1,59 @@
+# Every target makes its own environment if there is none; see README.md.
+PYTHON ?= python3
+VENV ?= .venv
+CONFIG ?= demo
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+export MPLBACKEND := Agg
+
+DEMO_STAGES := fit:vqvae predict:encode fit:top fit:bottom fit:classifier predict:sample test:eval
+
+.PHONY: help demo test lint encode-latents sample eval-fid clean
+
+help:
+	@echo "make demo                        the whole pipeline on embedded digits, about ten minutes on two cores"
+	@echo "make test | make lint            the tests | ruff"
+	@echo "make encode-latents CONFIG=demo  images -> latent shards (configs/demo_encode.yaml)"
+	@echo "make sample CONFIG=demo          class-conditional samples (configs/demo_sample.yaml)"
+	@echo "make eval-fid CONFIG=demo        FID, IS and likelihoods (configs/demo_eval.yaml)"
+	@echo "make clean                       removes the environment and caches; runs/ stays"
+
+demo: $(READY)
+	@PATH="$(abspath $(BIN)):$$PATH"; started=$$(date +%s); \
+	elapsed() { s=$$(( $$(date +%s) - started )); printf '%d:%02d' $$((s / 60)) $$((s % 60)); }; \
+	for stage in $(DEMO_STAGES); do \
+		command="lightning $${stage%%:*} -c configs/demo_$${stage#*:}.yaml"; \
+		echo "[$$(elapsed)] $$command"; \
+		$$command || exit 1; \
+	done; \
+	echo "[$$(elapsed)] python experiments/demo_page.py"; \
+	python experiments/demo_page.py && echo "[$$(elapsed)] demo done"
+
+encode-latents: $(READY)
+	$(BIN)/lightning predict -c configs/$(CONFIG)_encode.yaml
+
+sample: $(READY)
+	$(BIN)/lightning predict -c configs/$(CONFIG)_sample.yaml
+
+eval-fid: $(READY)
+	$(BIN)/lightning test -c configs/$(CONFIG)_eval.yaml
+
+test: $(READY) lint
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache *.egg-info
+	find vqvae2 tests experiments -name __pycache__ -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "vqvae2 needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+			"Name another: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "Making the environment $(VENV) (once, a few minutes: PyTorch is large) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $(READY)
