@@ -26,8 +26,8 @@ demo: $(READY)
 		echo "[$$(elapsed)] $$command"; \
 		$$command || exit 1; \
 	done; \
-	echo "[$$(elapsed)] python experiments/demo_page.py"; \
-	python experiments/demo_page.py && echo "[$$(elapsed)] demo done"
+	echo "[$$(elapsed)] python experiments/page.py runs/demo"; \
+	python experiments/page.py runs/demo && echo "[$$(elapsed)] demo done"
 
 encode-latents: $(READY)
 	$(BIN)/lightning predict -c configs/$(CONFIG)_encode.yaml

@@ -83,7 +83,8 @@ def test_merging():
     assert merge(merged, {"l+": [4]})["l+"] == [3, 4]
     assert merge(merged, {"model": {"class_path": "B"}})["model"] == {"class_path": "B"}
     assert merge({"model": {"init_args": {"p": 1}}}, {"model": {"class_path": "B"}})["model"] == {
-        **{"class_path": "B", "init_args": {"p": 1}}
+        "class_path": "B",
+        "init_args": {"p": 1},
     }
     assert under["a"] == {"x": 1, "y": [1]}
 

@@ -1,4 +1,4 @@
-"""Every YAML in configs/ builds: parsed, instantiated and, on the meta device, with its networks at full size.
+"""Every YAML in configs/ builds: parsed, instantiated, and with its networks at full size (meta device).
 
 Checkpoints do not exist here. What a config wants to load is built from the config that would train it, which
 also holds that the jobs of a data set find each other's files.

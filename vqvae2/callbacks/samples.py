@@ -61,7 +61,7 @@ class SampleWriter(ChunkWriter):
         """The first images, uint8 [C, H, W]."""
         source = open_source(str(self.folder / shards[0].file))
         count = min(self.grid_columns * self.grid_rows, len(source))
-        images = [torch.from_numpy(to_pixels(source.read(i))) for i in range(count)]
+        images = [torch.tensor(to_pixels(source.read(i))) for i in range(count)]
         return make_grid(torch.stack(images), nrow=self.grid_columns, padding=1)
 
 

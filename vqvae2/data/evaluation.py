@@ -114,8 +114,7 @@ class EvaluationDataModule(ImageDataModule):
         ]
 
     def _open_samples(self) -> Split:
-        classes = self.splits["train"].source.classes
-        source = open_source(self.samples, num_classes=len(classes), classes=classes)
+        source = open_source(self.samples, num_classes=self.num_classes, classes=self.classes)
         split = self._split(SampleSplit, "sample", source, np.arange(len(source)))
         for i in spread(len(split), _NUM_PROBES):
             split.pixels(int(i))

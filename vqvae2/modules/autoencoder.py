@@ -52,7 +52,8 @@ class AutoencoderModule(NetworkModule):
         return network
 
     def configure_optimizers(self) -> dict[str, Any]:
-        return self.adam(self.schedule, width=self.options["hidden"])
+        adam = torch.optim.Adam(self.network.parameters(), lr=1.0)  # β and ε unstated in the paper: torch's
+        return self.scheduled(adam, self.schedule, width=self.options["hidden"])
 
     def loss(self, images: Tensor, out: Reconstruction) -> tuple[Tensor, Tensor]:
         """Equation 2 and, of it, the mean squared error."""
@@ -90,6 +91,8 @@ class AutoencoderModule(NetworkModule):
         ]
 
     def validation_step(self, batch: ImageBatch, _: int) -> None:
+        if not len(batch.images):  # every image of the batch was unreadable
+            return
         out: Reconstruction = self.average(batch.images)
         loss, mse = self.loss(batch.images, out)
         n = len(batch.images)

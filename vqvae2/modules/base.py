@@ -7,6 +7,8 @@ from typing import Any
 import lightning as L
 import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from vqvae2.modules.checkpoint import DESCRIPTION
 from vqvae2.modules.schedules import Schedule
@@ -74,11 +76,10 @@ class NetworkModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[DESCRIPTION] = self.description
 
-    def adam(self, schedule: Schedule, width: int) -> dict[str, Any]:
-        """Adam (its β and ε are unstated in the paper: torch's defaults) with a rate for every step."""
-        optimizer = torch.optim.Adam(self.network.parameters(), lr=1.0)
+    def scheduled(self, optimizer: Optimizer, schedule: Schedule, *, width: int) -> dict[str, Any]:
+        """An optimiser made with a learning rate of 1, and the schedule's rate for each of its steps."""
         total_steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
+        scheduler = LambdaLR(
             optimizer, lambda step: schedule.rate(step + 1, width=width, total_steps=total_steps)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

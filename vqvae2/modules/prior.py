@@ -63,7 +63,8 @@ class PriorModule(NetworkModule):
         )
 
     def configure_optimizers(self) -> dict[str, Any]:
-        return self.adam(self.schedule, width=self.options["hidden"])
+        adam = torch.optim.Adam(self.network.parameters(), lr=1.0)  # β and ε unstated in the paper: torch's
+        return self.scheduled(adam, self.schedule, width=self.options["hidden"])
 
     def nll(self, network: Prior, batch: LatentBatch) -> Tensor:
         """Negative log-likelihood of each code [B, h, w], in nats."""

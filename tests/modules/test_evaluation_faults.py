@@ -1,0 +1,102 @@
+"""What a verdict refuses, and in what words."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.modules.evaluation_run import (
+    SIZE,
+    VQVAE,
+    data_of,
+    judge,
+    make_run,
+    module_of,
+    noise,
+    png,
+    prior_options,
+    save,
+    write_class_folders,
+)
+from vqvae2.data.latents import read_manifest
+from vqvae2.nn.autoencoder import HierarchicalVQVAE, fingerprint
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    root = tmp_path_factory.mktemp("run")
+    return root, make_run(root)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "message"),
+    [
+        ({}, {"samples": None}, "give both"),
+        ({"features": None}, {}, "give both"),
+        ({"splits": 20}, {}, "20 splits .* found 19 samples"),
+        ({}, {"max_real": 1}, "1 real images, wanted at least 2"),
+        ({}, {"channels": 1}, "32x32 RGB, but the real images are 32x32 grey"),
+        ({}, {"image_size": 16}, "32x32 RGB, but the real images are 16x16 RGB"),
+        ({}, {"num_classes": 2}, "outside the 2 classes"),
+        ({}, {"samples": "absent"}, "absent is not there"),
+        ({}, {"num_classes": 4}, "trained for .*num_classes 3, but the data has .*num_classes 4"),
+        ({}, {"latents": None}, "priors but no latents"),
+        ({"priors": None}, {"val": None, "latents": None}, "autoencoder but .* no held-out images"),
+        ({}, {"val": None, "real": "val"}, "no held-out images"),
+        ({"weights": "absent.ckpt"}, {}, "no file absent.ckpt"),
+        ({"autoencoder": "classifier.ckpt"}, {}, "of kind 'classifier', wanted 'autoencoder'"),
+        ({"priors": ["top.ckpt", "top.ckpt"]}, {}, "of one level"),
+        (
+            {"features": None, "autoencoder": None, "priors": None},
+            {"samples": None, "latents": None},
+            "nothing to judge",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_runs(run, tmp_path, model, data, message):
+    root, _ = run
+    model = {
+        name: [str(root / path) for path in value] if name == "priors" and value else value
+        for name, value in model.items()
+    }
+    if model.get("autoencoder"):
+        model["autoencoder"] = str(root / model["autoencoder"])
+    with pytest.raises(ValueError, match=message):
+        judge(module_of(root, **model), data_of(root, **data), tmp_path)
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_empty_folder_of_samples(run, tmp_path):
+    root, _ = run
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match="none holds no image"):
+        judge(module_of(root), data_of(root, samples=str(tmp_path / "none")), tmp_path)
+
+
+def test_a_sample_of_another_size_among_many(run, tmp_path):
+    root, _ = run
+    write_class_folders(tmp_path / "mixed", np.concatenate([noise("samples")] * 2))
+    odd = tmp_path / "mixed" / "class0" / "003.png"  # not one of those that are looked at beforehand
+    odd.write_bytes(png(noise("samples")[0, :20]))
+    with pytest.raises(ValueError, match=r"class0/003\.png is 32x20 RGB"):
+        judge(module_of(root), data_of(root, samples=str(tmp_path / "mixed")), tmp_path)
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_another_autoencoder_is_named_with_both_fingerprints(run, tmp_path):
+    root, networks = run
+    torch.manual_seed(1)
+    other = save(tmp_path / "other.ckpt", "autoencoder", HierarchicalVQVAE(**VQVAE), VQVAE, image_size=SIZE)
+    both = f"{fingerprint(networks['vqvae'])[:16]}.*{fingerprint(other)[:16]}"
+    with pytest.raises(ValueError, match=both):
+        judge(module_of(root, autoencoder=str(tmp_path / "other.ckpt")), data_of(root), tmp_path)
+
+
+def test_a_prior_of_other_latents_is_named_with_both_fingerprints(run, tmp_path):
+    root, networks = run
+    spec = replace(read_manifest(root / "latents").spec, autoencoder="f" * 64)
+    options = prior_options("top")
+    save(tmp_path / "p.ckpt", "prior", networks["top"], options, level="top", latents=spec.to_dict())
+    with pytest.raises(ValueError, match=f"autoencoder {'f' * 16}.*{fingerprint(networks['vqvae'])[:16]}"):
+        judge(module_of(root, priors=[str(tmp_path / "p.ckpt")]), data_of(root), tmp_path)

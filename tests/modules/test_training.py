@@ -1,0 +1,279 @@
+"""The training modules: schedules, averages, figures of validation, and two ranks against one."""
+
+import math
+import os
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from PIL import Image
+from torch.nn import functional as F
+
+from tests.checkpoints import PRIOR
+from tests.ranks import run_ranks
+from vqvae2.data.images import ImageDataModule
+from vqvae2.data.latent_module import LatentDataModule
+from vqvae2.data.latent_shards import write_shard
+from vqvae2.data.latents import LatentSpec, Level, Manifest, write_manifest
+from vqvae2.modules.autoencoder import AutoencoderModule
+from vqvae2.modules.checkpoint import load_network, read_description
+from vqvae2.modules.prior import ConditionalPriorModule, TopPriorModule
+from vqvae2.modules.schedules import Constant, Cosine, InverseSquareRoot
+from vqvae2.nn.autoencoder import fingerprint
+from vqvae2.nn.quantizer import perplexity, usage
+
+CODEBOOK = {"num_codes": 16, "code_dim": 4, "decay": 0.9, "eps": 1e-5}
+NETWORK = {"num_levels": 2, "factor": 2, "hidden": 8, "residual": 4, "residual_blocks": 1, **CODEBOOK}
+
+
+def trainer(steps, **options):
+    options = {"devices": 1, "enable_progress_bar": False, "enable_model_summary": False, **options}
+    return L.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        logger=False,
+        enable_checkpointing=False,
+        use_distributed_sampler=False,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """22 training and 5 held-out images of noise, 8x8."""
+    root = tmp_path_factory.mktemp("images")
+    generator = torch.Generator().manual_seed(0)
+    for split, count in {"train": 22, "val": 5}.items():
+        (root / split).mkdir()
+        for i in range(count):
+            pixels = torch.randint(256, (8, 8, 3), dtype=torch.uint8, generator=generator)
+            Image.fromarray(pixels.numpy()).save(root / split / f"{i:02d}.png")
+    return root
+
+
+def image_data(images, batch_size=4):
+    where = {"train": str(images / "train"), "val": str(images / "val")}
+    return ImageDataModule(**where, image_size=8, batch_size=batch_size)
+
+
+def autoencoder_module(**changes):
+    torch.manual_seed(0)
+    options = {"schedule": Constant(1e-3), "beta": 0.25, "polyak": 0.9, **NETWORK, **changes}
+    return AutoencoderModule(**options)
+
+
+def fit_autoencoder(images, steps, batch_size=4, module=None, **options):
+    module = module or autoencoder_module()
+    trainer(steps, **options).fit(module, image_data(images, batch_size))
+    return module
+
+
+def test_the_papers_schedule():
+    top, face = InverseSquareRoot(0.18, 16000, 0.5), InverseSquareRoot(0.324, 16000, 0.5)
+    assert top.rate(16000, width=512, total_steps=0) == pytest.approx(6.29e-5, rel=1e-3)
+    assert face.rate(16000, width=512, total_steps=0) == pytest.approx(1.132e-4, rel=1e-3)
+    rates = [top.rate(step, width=512, total_steps=0) for step in (1, 8000, 15999, 16001, 64000)]
+    assert rates[1] == pytest.approx(8000 * rates[0])
+    assert max(rates[2], rates[3]) < top.rate(16000, width=512, total_steps=0)
+    assert rates[4] == pytest.approx(6.29e-5 / 2, rel=1e-3)
+
+
+def test_cosine_warms_up_peaks_and_ends_at_zero():
+    schedule = Cosine(2.0, warmup=10)
+    rates = [schedule.rate(step, width=1, total_steps=110) for step in (5, 10, 60, 110)]
+    assert rates == pytest.approx([1.0, 2.0, 1.0, 0.0])
+
+
+def test_every_step_uses_its_own_rate(images):
+    seen = []
+
+    class Rates(Constant):
+        def rate(self, step, *, width, total_steps):
+            seen.append((step, width, total_steps))
+            return 1e-3 * step
+
+    module = autoencoder_module(schedule=Rates(0.0))
+    rates = []
+    module.after_optimizer_step = lambda: rates.append(module.optimizers().param_groups[0]["lr"])
+    fit_autoencoder(images, 3, module=module)
+    assert rates == pytest.approx([1e-3, 2e-3, 3e-3])
+    assert {(width, total) for _, width, total in seen} == {(8, 3)}
+
+
+def test_the_average_follows_every_float_and_copies_counters(images):
+    module = autoencoder_module()
+    expected = {}
+
+    class Follow(L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            expected.update({k: v.clone() for k, v in pl_module.network.state_dict().items()})
+
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            step = trainer.global_step
+            decay = min(0.9, (1 + step) / (10 + step))
+            for name, value in pl_module.network.state_dict().items():
+                floating = value.is_floating_point()
+                expected[name] = decay * expected[name] + (1 - decay) * value if floating else value.clone()
+
+    fit_autoencoder(images, 9, module=module, callbacks=[Follow()], limit_val_batches=0)
+    state = module.average.state_dict()
+    assert module.average.quantizers[0].num_updates == 9
+    for name, value in expected.items():
+        torch.testing.assert_close(state[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_a_checkpoint_holds_the_whole_step_and_rebuilds_the_average(images, tmp_path):
+    """Saved by a callback at the end of a batch, it has that step's codebooks and average."""
+    path = tmp_path / "step.ckpt"
+
+    class Save(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            if trainer.global_step == 3:
+                trainer.save_checkpoint(path)
+
+    module = fit_autoencoder(images, 3, callbacks=[Save()], limit_val_batches=0)
+    loaded = load_network(path, "autoencoder")
+    assert fingerprint(loaded.network) == fingerprint(module.average)
+    assert loaded.network.quantizers[0].num_updates == 3
+    assert read_description(path)["image_size"] == 8
+    assert not loaded.network.training
+    assert not any(p.requires_grad for p in loaded.network.parameters())
+
+
+def test_accumulated_batches_update_the_codebooks_once(images):
+    module = fit_autoencoder(images, 2, batch_size=2, accumulate_grad_batches=2, limit_val_batches=0)
+    whole = fit_autoencoder(images, 2, batch_size=4, limit_val_batches=0)
+    assert module.network.quantizers[0].num_updates == 2
+    for mine, expected in zip(module.network.quantizers, whole.network.quantizers, strict=True):
+        torch.testing.assert_close(mine.codebook, expected.codebook, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_held_out_figures_are_those_of_all_images_at_once(images):
+    module, data = autoencoder_module(), image_data(images, batch_size=2)  # batches of 2, 2 and 1
+    figures = {}
+
+    class Keep(L.Callback):
+        def on_validation_end(self, trainer, pl_module):
+            figures.update({name: value.item() for name, value in trainer.callback_metrics.items()})
+
+    with torch.enable_grad():
+        trainer(4, callbacks=[Keep()], val_check_interval=4).fit(module, data)
+    batch = torch.cat([batch.images for batch in data.val_dataloader()])
+    out = module.average(batch)
+    mse = F.mse_loss(out.images, batch).item()
+    assert figures["val/mse"] == pytest.approx(mse, rel=1e-5)
+    assert figures["val/psnr"] == pytest.approx(10 * math.log10(4 / mse), rel=1e-5)
+    assert figures["val/loss"] == pytest.approx(mse + 0.25 * sum(out.commitments).item(), rel=1e-5)
+    for name, codes, commitment in zip(("top", "bottom"), out.codes, out.commitments, strict=True):
+        counts = torch.bincount(codes.flatten(), minlength=16)
+        assert figures[f"val/perplexity_{name}"] == pytest.approx(perplexity(counts).item(), rel=1e-5)
+        assert figures[f"val/usage_{name}"] == pytest.approx(usage(counts).item())
+        assert figures[f"val/commitment_{name}"] == pytest.approx(commitment.item(), rel=1e-5)
+
+
+def _fit_on_rank(images):
+    os.environ["LOCAL_RANK"] = str(torch.distributed.get_rank())
+    strategy = DDPStrategy(broadcast_buffers=False, process_group_backend="gloo")
+    module = fit_autoencoder(images, 20, strategy=strategy, devices=2)
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def test_two_ranks_equal_one(images):
+    """The same global batches, codebooks and averages; nothing copies one rank's buffers to the other."""
+    alone = fit_autoencoder(images, 20).state_dict()
+    for together in run_ranks(_fit_on_rank, 2, images):
+        assert together.keys() == alone.keys()
+        for name, value in together.items():
+            torch.testing.assert_close(value, alone[name], rtol=1e-6, atol=1e-6, msg=name)
+
+
+SPEC = LatentSpec((Level("top", 4, 4, 7), Level("mid", 8, 8, 9), Level("bottom", 16, 16, 5)), 3, "a" * 64)
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("latents")
+    torch.manual_seed(0)
+    splits = {}
+    for split, count in {"train": 20, "val": 7}.items():
+        codes = [torch.randint(level.num_codes, (count, level.height, level.width)) for level in SPEC.levels]
+        shard = write_shard(
+            folder,
+            f"{split}/000000.tar",
+            SPEC,
+            codes=[level.numpy() for level in codes],
+            labels=torch.randint(3, (count,)).numpy(),
+            keys=[str(i) for i in range(count)],
+            samples_per_record=8,
+        )
+        splits[split] = (shard,)
+    write_manifest(folder, Manifest(SPEC, (), {}, splits))
+    return str(folder)
+
+
+def prior_module(level):
+    options = {"schedule": Constant(1e-2), "polyak": 0.5, "output_layers": 0, **PRIOR}
+    if level == "top":
+        return TopPriorModule(**options)
+    return ConditionalPriorModule(level=level, conditioning_hidden=8, conditioning_blocks=2, **options)
+
+
+@pytest.mark.parametrize("level", ["top", "mid", "bottom"])
+def test_a_prior_takes_its_shapes_from_the_manifest_and_reports_its_likelihood(level, latents, tmp_path):
+    module, data = prior_module(level), LatentDataModule(latents=latents, batch_size=4)
+    fitting = trainer(12, val_check_interval=5, check_val_every_n_epoch=1)
+    fitting.fit(module, data)
+    (metrics,) = fitting.validate(module, data, verbose=False)
+    index = [at.name for at in SPEC.levels].index(level)
+    nll = codes_seen = 0.0
+    with torch.no_grad():
+        for batch in data.val_dataloader():
+            logits = module.average(batch.codes[index], batch.codes[:index], batch.labels)
+            nll += F.cross_entropy(logits, batch.codes[index], reduction="sum").item()
+            codes_seen += batch.codes[index].numel()
+    here = SPEC.levels[index]
+    assert codes_seen == 7 * here.height * here.width
+    assert metrics["val/nll_nats"] == pytest.approx(nll / codes_seen, rel=1e-5)
+    assert metrics["val/bits_per_image"] == pytest.approx(nll / 7 / math.log(2), rel=1e-5)
+    fitting.save_checkpoint(tmp_path / "prior.ckpt")
+    loaded = load_network(tmp_path / "prior.ckpt", "prior")
+    assert LatentSpec.from_dict(loaded.facts["latents"]) == SPEC
+    assert loaded.facts["level"] == level
+    assert fingerprint(loaded.network) == fingerprint(module.average)
+
+
+def test_a_level_that_the_latents_lack_is_refused(tmp_path, latents):
+    module = ConditionalPriorModule(
+        **{"level": "mid", "schedule": Constant(1e-2), "polyak": 0.5, "output_layers": 0, **PRIOR}
+    )
+
+    class Data:
+        spec = LatentSpec((SPEC.levels[0], SPEC.levels[2]), 3, "a" * 64)
+
+    class Facts:
+        datamodule = Data()
+
+    module.trainer = facts = Facts()
+    with pytest.raises(ValueError, match="have the levels top, bottom, wanted 'mid'"):
+        module.build_network()
+    del facts
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "There is no checkpoint"), (b"", "cannot be read"), (b"no zip", "cannot be read")],
+)
+def test_what_is_no_checkpoint_is_refused(tmp_path, content, message):
+    path = tmp_path / "last.ckpt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_network(path, "autoencoder")
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="not a checkpoint of this suite"):
+        load_network(tmp_path / "other.ckpt", "prior")
