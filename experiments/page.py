@@ -69,6 +69,9 @@ def draw(run: Path, rows: list[tuple[str, str]], page: Path) -> None:
         axes.legend(frameon=False)
     figures.axis("off")
     cells = figures.table([list(row) for row in rows], colWidths=[0.8, 0.2], edges="horizontal", loc="center")
+    for (_, column), cell in cells.get_celld().items():
+        cell.get_text().set_horizontalalignment("left" if column == 0 else "right")
+        cell.set_edgecolor("#cccccc")
     cells.auto_set_font_size(False)
     cells.set_fontsize(7.5)
     cells.scale(1, 1.15)

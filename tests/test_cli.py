@@ -11,8 +11,11 @@ import pytest
 import torch
 import yaml
 
+from tests.checkpoints import save_autoencoder
 from vqvae2 import cli
 from vqvae2.composition import UsageError, config_files, merge
+
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 JOB = {
     "trainer": {
@@ -283,6 +286,28 @@ def test_a_mistake_in_a_config_is_one_line_that_names_it(folder, capsys, config,
             "'trainer.max_step' is not an option of Trainer. Did you mean 'max_steps'?",
         ),
         (["fit", "-c", "job.yaml", "stray"], "unrecognized arguments: stray."),
+        (["fit", "-c", "job.yaml", "--model.hidden"], "--model.hidden wants a value."),
+        (["fit", "-c"], "-c wants a value."),
+        (
+            ["fit", "-c", f"{CONFIGS}/demo_vqvae.yaml", "--data.augment.shft", "3"],
+            "'data.augment.shft' is not an option of Augment. Did you mean 'shift'?",
+        ),
+        (  # an option that the class hands on to its network
+            ["fit", "-c", f"{CONFIGS}/demo_vqvae.yaml", "--model.hiden", "3"],
+            "'model.hiden' is not an option of AutoencoderModule. Did you mean 'hidden'?",
+        ),
+        (
+            ["fit", "-c", "job.yaml", "--trainer.val_check_interval", "0"],
+            "'trainer.val_check_interval' is 0, wanted steps (at least 1) or a fraction of an epoch.",
+        ),
+        (
+            ["fit", "-c", f"{CONFIGS}/demo_encode.yaml"],
+            "EncodeModule cannot fit, this config is for: lightning predict.",
+        ),
+        (
+            ["validate", "-c", f"{CONFIGS}/demo_vqvae.yaml"],
+            "validate needs trained weights: add --ckpt_path last, or best, or a file.",
+        ),
         (
             ["fit", "-c", "job.yaml", "--trainer.use_distributed_sampler", "true"],
             "trainer.use_distributed_sampler must be false: the data modules deal samples to the ranks.",
@@ -295,6 +320,58 @@ def test_a_mistake_in_a_config_is_one_line_that_names_it(folder, capsys, config,
 )
 def test_a_mistake_on_the_command_line_is_one_line(folder, capsys, args, message):
     assert failure(capsys, *args) == (2, message)
+
+
+def test_a_command_that_does_not_come_first(folder, capsys):
+    assert failure(capsys, "--trainer.max_steps", "3")[1].startswith("name a command (fit, ")
+
+
+IMAGES = {"class_path": "vqvae2.data.images.ImageDataModule", "init_args": {"train": "x", "batch_size": 1}}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"trainer": 3}, "'trainer' wants a mapping of options, found 3."),
+        ({"data": None}, "'data' wants a mapping of options, found None."),
+        (
+            {"data": IMAGES | {"init_args": IMAGES["init_args"] | {"image_size": 8, "augment": 3}}},
+            "'data.augment' wants a mapping of options, found 3.",
+        ),
+    ],
+)
+def test_a_value_in_place_of_a_mapping(folder, capsys, config, message):
+    write(folder / "wrong.yaml", config)
+    assert failure(capsys, "fit", "-c", "job.yaml", "-c", "wrong.yaml") == (2, message)
+
+
+def test_devices_that_are_no_number(folder, capsys):
+    status, message = failure(capsys, "fit", "-c", "job.yaml", "--trainer.devices", "x")
+    assert (status, message.startswith("'trainer': `devices`")) == (2, True)
+
+
+def test_a_checkpoint_of_another_kind_or_none_at_all_is_refused_before_anything_is_built(folder, capsys):
+    save_autoencoder(folder / "ae.ckpt")
+    (folder / "junk.ckpt").write_bytes(b"junk" * 100)
+    (folder / "folder.ckpt").mkdir()
+    for name, message in (
+        ("ae.ckpt", "ae.ckpt holds a network of kind 'autoencoder', wanted 'classifier'."),
+        ("junk.ckpt", "junk.ckpt cannot be read as a checkpoint"),
+        ("folder.ckpt", "There is no checkpoint folder.ckpt"),
+    ):
+        status, found = failure(capsys, "fit", "-c", f"{CONFIGS}/demo_classifier.yaml", "--ckpt_path", name)
+        assert (status, found.startswith(message)) == (1, True)
+    assert not (folder / "runs").exists()
+
+
+def test_a_job_that_fails_before_its_first_batch_leaves_the_run_folder_alone(folder, capsys):
+    wrong = ["fit", "-c", "job.yaml", "--checkpoint.monitor", "val/los"]
+    failure(capsys, *wrong)
+    assert not (folder / "run").exists()
+    cli.main(["fit", "-c", "job.yaml"])
+    before = (folder / "run/config.yaml").read_text()
+    failure(capsys, *wrong)
+    assert (folder / "run/config.yaml").read_text() == before
 
 
 def test_a_file_that_is_not_yaml(folder, capsys):

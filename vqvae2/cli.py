@@ -17,11 +17,14 @@ from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from tqdm import tqdm
 
 from vqvae2.callbacks.loggers import MetricsFile, WandbLogger, WandbSettings
 from vqvae2.callbacks.run_folder import RunCheckpoint, check_writable
 from vqvae2.composition import UsageError, compose, config_files
-from vqvae2.usage import check_verb, one_line, underlying, usage_line
+from vqvae2.usage import check_job, check_verb, one_line, underlying, usage_line
+
+SHARDED = "meta.pt"  # marks a checkpoint that is a folder, as sharded training writes it
 
 
 def main(args: list[str] | None = None) -> None:
@@ -47,6 +50,8 @@ def main(args: list[str] | None = None) -> None:
 def _fail(message: str, *, status: int) -> NoReturn:
     if os.environ.get("VQVAE2_DEBUG"):
         raise  # the error being handled, with its traceback
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()  # an open one would share its line with the message
     print(f"error: {message}", file=sys.stderr)
     sys.exit(status)
 
@@ -60,7 +65,23 @@ class SuiteParser(LightningArgumentParser):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the composed config to `config.yaml` in the run folder, and to W&B when it is on."""
+    """Writes the composed config to `config.yaml` in the run folder, and to W&B when it is on.
+
+    It waits for the first batch, so that a job that fails before leaves the config of an earlier run alone.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Too early."""
+
+    def _on_first_batch(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self.already_saved or trainer.sanity_checking:
+            return
+        self.already_saved = True
+        if trainer.is_global_zero:
+            self.save_config(trainer, pl_module, trainer.state.fn)
+
+    on_train_batch_start = on_validation_batch_start = _on_first_batch
+    on_test_batch_start = on_predict_batch_start = _on_first_batch
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         text = self.parser.dump(self.config, skip_unset=False)
@@ -116,7 +137,7 @@ class SuiteCLI(LightningCLI):
             return
         named = config.ckpt_path in ("last", "best")
         path = self._run_folder(config) / f"{config.ckpt_path}.ckpt" if named else Path(config.ckpt_path)
-        if path.exists():
+        if path.is_file() or (path / SHARDED).is_file():
             config.ckpt_path = str(path)
         elif self.config.subcommand == "fit" and config.ckpt_path == "last":
             config.ckpt_path = None  # the first start of a job that resumes itself
@@ -133,6 +154,7 @@ class SuiteCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        check_job(self.subcommand, config)
         if config.trainer.use_distributed_sampler:
             raise UsageError(
                 "trainer.use_distributed_sampler must be false: the data modules deal samples to the ranks."
@@ -149,7 +171,10 @@ class SuiteCLI(LightningCLI):
         ):
             every = 1 if sys.stdout.isatty() else 50  # batches: a log file wants fewer lines than a screen
             settings.trainer.callbacks = [*callbacks, TQDMProgressBar(refresh_rate=every)]
-        return super().instantiate_trainer(logger=self._loggers(settings) or False, **kwargs)
+        try:
+            return super().instantiate_trainer(logger=self._loggers(settings) or False, **kwargs)
+        except TypeError as error:  # Lightning's, of an option such as devices
+            raise UsageError(f"'trainer': {error}") from error
 
     def _loggers(self, settings: Any) -> list[Logger]:
         folder = self._run_folder(settings)

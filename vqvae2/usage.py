@@ -4,33 +4,94 @@ jsonargparse reports a mistake as a page that names every type it tried. The exc
 facts one by one, from the outermost key to the value at fault, so the line is made from those.
 """
 
+import dataclasses
 import difflib
 import importlib
-import inspect
 import re
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import get_type_hints
 
-from lightning.pytorch import Trainer
+from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch import LightningModule, Trainer
 
 from vqvae2.callbacks.run_folder import RunCheckpoint
 from vqvae2.composition import UsageError, origin
+from vqvae2.modules.base import NetworkModule
+from vqvae2.modules.checkpoint import read_description
 
 _TOP_LEVEL = ("trainer", "model", "data", "checkpoint", "wandb", "seed_everything", "ckpt_path", "base")
 _GROUPS = {"trainer": Trainer, "checkpoint": RunCheckpoint}
+_STEPS = {
+    "fit": "training_step",
+    "validate": "validation_step",
+    "test": "test_step",
+    "predict": "predict_step",
+}
 _UNION = "Does not validate against any of the Union subtypes"
 
 
 def check_verb(args: list[str], verbs: list[str]) -> None:
     """
     Raises:
-        UsageError: the command line does not start with one of `verbs` (or an option such as --help).
+        UsageError: the command line does not start with one of `verbs` (or asks for help).
     """
-    if not args:
+    if not args or (args[0].startswith("-") and args[0] not in ("-h", "--help")):
         raise UsageError(
             f"name a command ({', '.join(verbs)}) and a config: lightning fit -c configs/NAME.yaml"
         )
-    if args[0] not in verbs and not args[0].startswith("-"):
+    if args[0] not in [*verbs, "-h", "--help"]:
         raise UsageError(
             f"'{args[0]}' is not a command.{_suggest(args[0], verbs)} Commands are {', '.join(verbs)}."
+        )
+
+
+def check_job(verb: str, config: Namespace) -> None:
+    """Finds what the parser lets through although no job can run with it.
+
+    Raises:
+        UsageError: options are no mapping, or the model does not do what `verb` asks.
+        ValueError: `ckpt_path` holds another kind of network.
+    """
+    for group in ("trainer", "data"):
+        if not isinstance(config[group], Namespace):
+            raise UsageError(f"'{group}' wants a mapping of options, found {config[group]!r}.")
+    if config.trainer.val_check_interval == 0:
+        raise UsageError(
+            "'trainer.val_check_interval' is 0, wanted steps (at least 1) or a fraction of an epoch."
+        )
+    for group in ("model", "data"):
+        _check_groups(group, _load(config[group].class_path), config[group].get("init_args") or Namespace())
+    model = _load(config.model.class_path)
+    verbs = [
+        name for name, step in _STEPS.items() if getattr(model, step) is not getattr(LightningModule, step)
+    ]
+    if verb not in verbs:
+        raise UsageError(
+            f"{model.__name__} cannot {verb}, this config is for: lightning {' or '.join(verbs)}."
+        )
+    if issubclass(model, NetworkModule):
+        _check_weights(verb, model, config.ckpt_path)
+
+
+def _check_groups(path: str, owner: type, values: Namespace) -> None:
+    hints = {
+        name: hint for base in reversed(owner.__mro__) for name, hint in get_type_hints(base.__init__).items()
+    }
+    for name, value in vars(values).items():
+        if dataclasses.is_dataclass(hints.get(name)) and not isinstance(value, Namespace):
+            raise UsageError(f"'{path}.{name}' wants a mapping of options, found {value!r}.")
+
+
+def _check_weights(verb: str, model: type[NetworkModule], checkpoint: str | None) -> None:
+    if checkpoint is None:
+        if verb != "fit":
+            raise UsageError(f"{verb} needs trained weights: add --ckpt_path last, or best, or a file.")
+    elif Path(checkpoint).is_file() and (found := read_description(checkpoint)["kind"]) != model.kind:
+        raise ValueError(
+            f"{checkpoint} holds a network of kind '{found}', wanted '{model.kind}'. "
+            "Name a checkpoint of this job's own run folder as ckpt_path."
         )
 
 
@@ -64,11 +125,20 @@ def usage_line(error: Exception, args: list[str]) -> str:
     causes = _causes(error)
     path, class_path = _path(causes), _class_path(causes)
     leaf = str(causes[-1]).splitlines()[0]
+    if match := re.search(r"argument (\S+): expected one argument", leaf):
+        return f"{_without_value(match[1], args)} wants a value."
     if match := re.search(r"unrecognized arguments: (\S+)", leaf):
-        return _unknown(match[1].removeprefix("--"), None) if match[1].startswith("--") else f"{leaf}."
-    if match := re.search(r"ption '(.+)'", leaf):
+        if not match[1].startswith("--"):
+            return f"{leaf}."
+        key = match[1].removeprefix("--").partition("=")[0].split(".")
+        path = [*path, *key]
+        message = _unknown(path, class_path, within=key[:-1])
+    elif match := re.search(r"^Group '(.+)' does not accept option '(.+)'", leaf):
+        path = [*path, *match[1].split("."), *match[2].split(".")]
+        message = _unknown(path, class_path, within=match[1].split("."))
+    elif match := re.search(r"ption '(.+)'", leaf):
         path = [*path, *match[1].split(".")]
-        message = _unknown(".".join(path), class_path)
+        message = _unknown(path, class_path)
     elif match := re.search(r"required: (.+)", leaf):
         message = _missing([*path, match[1]])
     elif match := re.search(r"Expected a (.+)\. Got value: (.*)", leaf):
@@ -98,17 +168,34 @@ def _class_path(causes: list[BaseException]) -> str | None:
     return next((match[1] for match in reversed(matches) if match), None)
 
 
-def _unknown(key: str, class_path: str | None) -> str:
-    group, _, name = key.rpartition(".")
-    owner = _GROUPS.get(group)
+def _unknown(path: list[str], class_path: str | None, within: Sequence[str] = ()) -> str:
+    """Of a key that nothing takes; `within` are the groups between it and the class at `class_path`."""
+    owner = _GROUPS.get(".".join(path[:-1]))
     if class_path is not None:
-        module, _, class_name = class_path.rpartition(".")
-        owner = getattr(importlib.import_module(module), class_name)
+        owner = _load(class_path)
+        for group in within:
+            owner = get_type_hints(owner.__init__).get(group, owner)
     if owner is None:
-        known, name, of = list(_TOP_LEVEL), key.split(".")[0], ""
+        known, name, of = list(_TOP_LEVEL), path[0], ""
     else:
-        known, of = list(inspect.signature(owner).parameters), f" of {owner.__name__}"
-    return f"'{key}' is not an option{of}.{_suggest(name, known)}"
+        # Unlike a signature, the parser sees what ** hands on to other classes.
+        known, name = ArgumentParser(exit_on_error=False).add_class_arguments(owner), path[-1]
+        of = f" of {owner.__name__}"
+    return f"'{'.'.join(path)}' is not an option{of}.{_suggest(name, known)}"
+
+
+def _load(class_path: str) -> type:
+    module, _, name = class_path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def _without_value(flag: str, args: list[str]) -> str:
+    """Which option of a command line, as it stands there, lacks its value; `flag` is its group."""
+    names = flag.split("/")
+    for arg, following in pairwise([*args, "--"]):
+        if arg.partition(".")[0] in names and following.startswith("--"):
+            return arg
+    return flag
 
 
 def _missing(path: list[str]) -> str:

@@ -289,6 +289,8 @@ def test_batches_that_cannot_be_made_are_refused_with_ones_that_can(folder):
         ({"augment": Augment(shift=SIZE)}, "augment.shift is 8"),
         ({"encode_views": 2}, "augment is off"),
         ({"seed": -1}, "seed is -1"),
+        ({"num_workers": -1}, "num_workers is -1"),
+        ({"num_classes": -2}, "num_classes is -2"),
     ],
 )
 def test_arguments_that_cannot_be_meant_are_refused_before_any_file_is_touched(options, message):

@@ -15,7 +15,7 @@ import webdataset
 from tests.data.latent_folder import NUM_TRAIN, NUM_VAL, SPEC, TRUTH, epoch_of, module, write_folder
 from tests.ranks import run_ranks
 from vqvae2.data.latent_module import LatentDataModule, LatentDataset
-from vqvae2.data.latents import LatentSpec, read_manifest, write_manifest
+from vqvae2.data.latents import LatentSpec, encode_command, read_manifest, write_manifest
 
 
 @pytest.fixture
@@ -107,6 +107,11 @@ def test_a_folder_without_held_out_samples_trains(tmp_path):
     data = module(tmp_path)
     assert len(data.train_dataloader()) == 5
     assert data.val_dataloader() == []
+
+
+def test_the_mending_command_of_a_folder_and_of_a_checkpoint():
+    for path in ("runs/x/latents", "runs/x/top/best.ckpt"):
+        assert encode_command(path).startswith("make encode-latents CONFIG=x ")
 
 
 class Watcher(L.LightningModule):

@@ -218,6 +218,11 @@ def test_folders_that_cannot_be_meant(tmp_path, names, message):
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(ValueError, match="nowhere is not there"):
         open_source(str(tmp_path / "nowhere"))
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(ValueError, match=r"notes\.txt is a file of another kind"):
+        open_source(str(tmp_path / "notes.txt"))
+    with pytest.raises(ValueError, match="An empty name is not there"):
+        open_source("")
     write_tar(tmp_path / "s-0.tar", ["0"])
     with pytest.raises(ValueError, match=r"1 of 2 tars are not there, first .*s-1\.tar"):
         open_source(str(tmp_path / "s-{0..1}.tar"))

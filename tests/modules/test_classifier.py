@@ -166,6 +166,11 @@ def test_options_that_do_not_fit(options, message):
         Classifier(**{"num_classes": 3, "channels": 3, **options})
 
 
+def test_label_smoothing_is_a_share():
+    with pytest.raises(ValueError, match="label_smoothing is 2"):
+        ClassifierModule(schedule=Cosine(0.1, warmup=1), polyak=0.9, label_smoothing=2)
+
+
 def test_torchvision_network_by_name_has_its_published_size():
     with torch.device("meta"):
         network = Classifier(num_classes=1000, channels=3, architecture="resnet50")

@@ -105,6 +105,8 @@ def test_impossible_requests_are_refused(tmp_path):
     _, autoencoder, priors = save_chain(tmp_path)
     with pytest.raises(ValueError, match="no class 3: the priors know 0 to 2"):
         sample(tmp_path / "samples", autoencoder, priors, classes=[1, 3])
+    with pytest.raises(ValueError, match="classes is empty"):
+        sample(tmp_path / "samples", autoencoder, priors, classes=[])
     with pytest.raises(ValueError, match="one above 0"):
         sample(tmp_path / "samples", autoencoder, priors, temperatures=[1.0, 0.0])
     with pytest.raises(ValueError, match=r"levels bottom, top; .* needs top, bottom"):

@@ -20,7 +20,7 @@ from vqvae2.modules.autoencoder import AutoencoderModule
 from vqvae2.modules.checkpoint import load_network, read_description
 from vqvae2.modules.prior import ConditionalPriorModule, TopPriorModule
 from vqvae2.modules.schedules import Constant, Cosine, InverseSquareRoot
-from vqvae2.nn.autoencoder import fingerprint
+from vqvae2.nn.autoencoder import Reconstruction, fingerprint
 from vqvae2.nn.quantizer import perplexity, usage
 
 CODEBOOK = {"num_codes": 16, "code_dim": 4, "decay": 0.9, "eps": 1e-5}
@@ -41,10 +41,10 @@ def trainer(steps, **options):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """22 training and 5 held-out images of noise, 8x8."""
+    """20 training and 5 held-out images of noise, 8x8."""
     root = tmp_path_factory.mktemp("images")
     generator = torch.Generator().manual_seed(0)
-    for split, count in {"train": 22, "val": 5}.items():
+    for split, count in {"train": 20, "val": 5}.items():
         (root / split).mkdir()
         for i in range(count):
             pixels = torch.randint(256, (8, 8, 3), dtype=torch.uint8, generator=generator)
@@ -77,6 +77,14 @@ def test_the_papers_schedule():
     assert rates[1] == pytest.approx(8000 * rates[0])
     assert max(rates[2], rates[3]) < top.rate(16000, width=512, total_steps=0)
     assert rates[4] == pytest.approx(6.29e-5 / 2, rel=1e-3)
+    other = InverseSquareRoot(0.18, 16000, 0.35)  # the other reading of the scan: a switch at step 46,908
+    assert other.rate(46908, width=512, total_steps=0) == pytest.approx(1.84e-4, rel=5e-3)
+    assert max(other.rate(s, width=512, total_steps=0) for s in (46000, 48000)) < 1.845e-4
+
+
+def test_a_cosine_without_an_end_is_refused():
+    with pytest.raises(ValueError, match="max_steps"):
+        Cosine(1.0).rate(1, width=1, total_steps=math.inf)
 
 
 def test_cosine_warms_up_peaks_and_ends_at_zero():
@@ -176,17 +184,79 @@ def test_held_out_figures_are_those_of_all_images_at_once(images):
 def _fit_on_rank(images):
     os.environ["LOCAL_RANK"] = str(torch.distributed.get_rank())
     strategy = DDPStrategy(broadcast_buffers=False, process_group_backend="gloo")
-    module = fit_autoencoder(images, 20, strategy=strategy, devices=2)
+    module = fit_autoencoder(images, 20, batch_size=8, strategy=strategy, devices=2)
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
 def test_two_ranks_equal_one(images):
     """The same global batches, codebooks and averages; nothing copies one rank's buffers to the other."""
-    alone = fit_autoencoder(images, 20).state_dict()
+    alone = fit_autoencoder(images, 20, batch_size=8).state_dict()  # the last batches of an epoch hold 6 each
     for together in run_ranks(_fit_on_rank, 2, images):
         assert together.keys() == alone.keys()
         for name, value in together.items():
             torch.testing.assert_close(value, alone[name], rtol=1e-6, atol=1e-6, msg=name)
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(images, tmp_path):
+    """Stopped in the middle of its second epoch, it goes on with the next batch: the same end to the bit."""
+    whole = fit_autoencoder(images, 12).state_dict()
+    seen = []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            seen.extend(batch.keys)
+
+    class Save(L.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 7:
+                trainer.save_checkpoint(tmp_path / "last.ckpt")
+
+    fit_autoencoder(images, 9, callbacks=[Save()])
+    module = autoencoder_module()
+    resumed = trainer(12, callbacks=[Watch()])
+    resumed.fit(module, image_data(images), ckpt_path=tmp_path / "last.ckpt", weights_only=False)
+    assert len(set(seen[:12])) == 12  # three more batches of the second epoch, none of them seen twice
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, whole[name]), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden": 16}, "its hidden is 8, here it is 16"),
+        ({"num_codes": 4}, "its num_codes is 16, here it is 4"),
+    ],
+)
+def test_resuming_another_network_is_refused(images, tmp_path, changes, message):
+    first = trainer(1)
+    first.fit(autoencoder_module(), image_data(images))
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=message):
+        trainer(2).fit(
+            autoencoder_module(**changes),
+            image_data(images),
+            ckpt_path=tmp_path / "last.ckpt",
+            weights_only=False,
+        )
+
+
+def test_the_loss_weighs_its_terms():
+    module = autoencoder_module(beta=0.7, recon_variance=0.3)
+    images = torch.randn(2, 3, 4, 4)
+    out = Reconstruction(images + 0.5, (), (torch.tensor(2.0), torch.tensor(3.0)), ())
+    loss, mse = module.loss(images, out)
+    assert mse.item() == pytest.approx(0.25)
+    assert loss.item() == pytest.approx(0.25 / 0.3 + 0.7 * 5)
+
+
+def test_mixed_precision_leaves_codebooks_and_loss_in_float32(images):
+    module = fit_autoencoder(images, 3, precision="bf16-mixed")
+    for quantizer in module.network.quantizers:
+        assert quantizer.codebook.dtype == torch.float32
+        assert quantizer.codebook.abs().max() > 0
+    half = fit_autoencoder(images, 3, precision="bf16-true")
+    assert half.network.decoder[0].weight.dtype == torch.bfloat16
+    assert half.network.quantizers[0].codebook.dtype == torch.float32
 
 
 SPEC = LatentSpec((Level("top", 4, 4, 7), Level("mid", 8, 8, 9), Level("bottom", 16, 16, 5)), 3, "a" * 64)

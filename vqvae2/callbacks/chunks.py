@@ -1,5 +1,6 @@
 """What jobs that predict into files share: one file a chunk of the data, then a manifest."""
 
+import re
 import tempfile
 import time
 from abc import ABC, abstractmethod
@@ -12,6 +13,8 @@ from vqvae2 import distributed
 from vqvae2.data.latents import MANIFEST, Shard
 
 Splits = dict[str, tuple[Shard, ...]]
+
+_OURS = re.compile(r"\d{6}\.tar(\.part)?")
 
 
 class ChunkWriter(L.Callback, ABC):
@@ -89,7 +92,7 @@ class ChunkWriter(L.Callback, ABC):
         shards = [shard for shards in distributed.all_gather_objects(self._shards) for shard in shards]
         splits = {split: self._of_split(shards, split) for split in trainer.datamodule.split_names}
         if trainer.is_global_zero:
-            self._remove_leftovers({self.folder / shard.file for _, shard in shards})
+            self._remove_leftovers(splits)
             self.finish(splits, trainer, pl_module)
             counts = ", ".join(f"{sum(s.num_samples for s in splits[name])} {name}" for name in splits)
             elapsed_s = time.monotonic() - self._started_s
@@ -117,8 +120,10 @@ class ChunkWriter(L.Callback, ABC):
             )
         return tuple(sorted(chosen, key=lambda shard: shard.file))
 
-    def _remove_leftovers(self, listed: set[Path]) -> None:
-        """Removes what an older or broken run left behind."""
-        for path in [*self.folder.rglob("*.tar"), *self.folder.rglob("*.tar.part")]:
-            if path not in listed:
-                path.unlink()
+    def _remove_leftovers(self, splits: Splits) -> None:
+        """Removes what an older or broken run left: files of our names in our places, and no others."""
+        listed = {self.folder / shard.file for shards in splits.values() for shard in shards}
+        for place in {path.parent for path in listed}:
+            for path in place.iterdir():
+                if _OURS.fullmatch(path.name) and path not in listed:
+                    path.unlink()

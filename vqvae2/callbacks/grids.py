@@ -4,6 +4,7 @@ Every rank draws, though only the first one writes: a sharded network needs all 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any
 
 import lightning as L
@@ -56,9 +57,12 @@ class Grid(L.Callback, ABC):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        due = self._validations % self.every_n_validations == 0
-        if not trainer.sanity_checking and due and batch_idx in self._chosen(int(trainer.num_val_batches[0])):
-            self._batches.append(batch)
+        if trainer.sanity_checking or self._validations % self.every_n_validations:
+            return
+        num_batches = int(trainer.num_val_batches[0])
+        count = min(num_batches, self.num_samples)
+        if batch_idx in {i * num_batches // count for i in range(count)} and len(batch.labels):
+            self._batches.append(first_samples(batch, -(-self.num_samples // count)))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking:
@@ -69,14 +73,17 @@ class Grid(L.Callback, ABC):
                 log_picture(trainer, self.name, self.draw(pl_module, self._batches))
         self._batches = []
 
-    def _chosen(self, num_batches: int) -> set[int]:
-        count = min(num_batches, self.num_samples)
-        return {i * num_batches // count for i in range(count)}
+    def join(self, batches: Iterable[Tensor]) -> Tensor:
+        """The rows of some batches, `num_samples` at most."""
+        return torch.cat(list(batches))[: self.num_samples]
 
-    def pick(self, batches: list[Tensor]) -> Tensor:
-        """`num_samples` rows, equally many from the start of each batch (as far as it has so many)."""
-        each = -(-self.num_samples // len(batches))
-        return torch.cat([batch[:each] for batch in batches])[: self.num_samples]
+
+def first_samples(batch: Any, count: int) -> Any:
+    """The start of a batch, a named tuple of tensors, lists and tuples of these."""
+    if isinstance(batch, tuple):
+        parts = [first_samples(part, count) for part in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
+    return batch[:count]
 
 
 class ReconstructionGrid(Grid):
@@ -95,7 +102,7 @@ class ReconstructionGrid(Grid):
         super().__init__(num_samples, every_n_validations)
 
     def draw(self, module: AutoencoderModule, batches: list[ImageBatch]) -> Tensor:
-        return level_by_level(module.average, self.pick([batch.images for batch in batches]))
+        return level_by_level(module.average, self.join(batch.images for batch in batches))
 
 
 def level_by_level(autoencoder: HierarchicalVQVAE, images: Tensor) -> Tensor:
@@ -134,8 +141,8 @@ class SampleGrid(Grid):
         check_autoencoder(data.spec, digest, codes=str(data.latents), checkpoint=self.checkpoint)
 
     def draw(self, module: PriorModule, batches: list[LatentBatch]) -> Tensor:
-        codes = [self.pick(list(level)) for level in zip(*(batch.codes for batch in batches), strict=True)]
-        labels = self.pick([batch.labels for batch in batches])
+        codes = [self.join(level) for level in zip(*(batch.codes for batch in batches), strict=True)]
+        labels = self.join(batch.labels for batch in batches)
         above, here, below = codes[: module.index], codes[module.index], codes[module.index + 1 :]
         noise = uniform_noise(0, range(len(labels)), module.index, here[0].numel())
         sampled = sample_level(module.average, above, labels, noise).codes

@@ -12,6 +12,7 @@ from vqvae2.data.images import ImageDataModule
 from vqvae2.data.latent_module import LatentDataset
 from vqvae2.data.latent_shards import check_files, verify
 from vqvae2.data.latents import LatentBatch, LatentSpec, Manifest, read_manifest
+from vqvae2.data.loader import batch_loader
 from vqvae2.data.order import EpochBatches, Index
 from vqvae2.data.sources import open_source
 from vqvae2.data.views import Split, ViewImages
@@ -107,8 +108,10 @@ class EvaluationDataModule(ImageDataModule):
 
     def test_dataloader(self) -> list[DataLoader]:
         return [
-            self._loader(
-                dataset, EpochBatches(len(dataset), global_batch_size=self.batch_size, shuffle=False)
+            batch_loader(
+                dataset,
+                EpochBatches(len(dataset), global_batch_size=self.batch_size, shuffle=False),
+                self.num_workers,
             )
             for dataset in self._datasets.values()
         ]

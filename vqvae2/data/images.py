@@ -6,13 +6,13 @@ from itertools import chain
 
 import lightning as L
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
 from vqvae2 import distributed
 from vqvae2.data.augment import NOTHING, Augment
 from vqvae2.data.decode import Fit
-from vqvae2.data.order import ChunkBatches, EpochBatches, Index
+from vqvae2.data.loader import EpochLoader, batch_loader
+from vqvae2.data.order import ChunkBatches, EpochBatches, check_shares
 from vqvae2.data.sources import ImageSource, open_source
 from vqvae2.data.views import ImageBatch, Split, TrainImages, ViewImages
 
@@ -37,7 +37,7 @@ class ImageDataModule(L.LightningDataModule):
         train: location of the training images.
         val: location of the held-out images.
         image_size: side of the square images that come out.
-        batch_size: images in a batch over all devices together.
+        batch_size: images in a batch, over all devices together; in the encode job, on each device.
         channels: 3 for colour, 1 for grey.
         fit: crop: the short side is resized to image_size (bicubic, antialiased), then cropped, at the centre
             unless augment.random_crop; pad: centred on black, never enlarged.
@@ -126,12 +126,7 @@ class ImageDataModule(L.LightningDataModule):
             ValueError: they are not there, not enough for a batch, or the batch cannot be shared equally.
         """
         world_size = distributed.world_size()
-        if self.batch_size % world_size:
-            lower = max(self.batch_size // world_size, 1) * world_size
-            raise ValueError(
-                f"batch_size {self.batch_size} cannot be shared equally among {world_size} devices; "
-                f"{lower} and {lower + world_size} can."
-            )
+        check_shares(self.batch_size, world_size)
         num_images = len(self.splits["train"])
         if stage == "fit" and num_images < self.batch_size:
             raise ValueError(
@@ -139,25 +134,28 @@ class ImageDataModule(L.LightningDataModule):
                 + _smaller_batch(num_images, world_size)
             )
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> EpochLoader:
         split = self.splits["train"]
         batches = EpochBatches(len(split), global_batch_size=self.batch_size, shuffle=True, seed=self.seed)
-        return self._loader(TrainImages(split, self.augment, self.seed), batches)
+        return EpochLoader(TrainImages(split, self.augment, self.seed), batches, self.num_workers)
 
     def val_dataloader(self) -> DataLoader | list:
         """The held-out images in order; no loader, [], if there are none."""
         if "val" not in self.splits:
             return []
         images = ViewImages(self.splits["val"])
-        return self._loader(
-            images, EpochBatches(len(images), global_batch_size=self.batch_size, shuffle=False)
-        )
+        batches = EpochBatches(len(images), global_batch_size=self.batch_size, shuffle=False)
+        return batch_loader(images, batches, self.num_workers)
 
     def test_dataloader(self) -> DataLoader | list:
         return self.val_dataloader()
 
     def predict_dataloader(self) -> list[DataLoader]:
-        """For the encode job: every view of the training images, and the held-out images once, plain."""
+        """For the encode job: every view of the training images, and the held-out images once, plain.
+
+        Here each device takes batches of `batch_size`, so that what is computed together, and with it every
+        last digit, does not depend on the number of devices.
+        """
         images = {name: ViewImages(split) for name, split in self.splits.items()}
         images["train"] = ViewImages(
             self.splits["train"],
@@ -166,7 +164,14 @@ class ImageDataModule(L.LightningDataModule):
             augment=self.augment,
             seed=self.seed,
         )
-        return [self._loader(images[name], self._chunks(len(images[name]))) for name in self.split_names]
+        return [
+            batch_loader(
+                images[name],
+                ChunkBatches(len(images[name]), batch_size=self.batch_size, chunk_size=self.chunk_size),
+                self.num_workers,
+            )
+            for name in self.split_names
+        ]
 
     def teardown(self, stage: str | None = None) -> None:
         """Reports how many images were unreadable, over all devices."""
@@ -182,6 +187,9 @@ class ImageDataModule(L.LightningDataModule):
         for name in ("image_size", "batch_size", "encode_views", "chunk_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, wanted at least 1.")
+        for name, value in (("num_workers", self.num_workers), ("num_classes", self._num_classes or 0)):
+            if value < 0:
+                raise ValueError(f"{name} is {value}, wanted at least 0.")
         if self.channels not in (1, 3):
             raise ValueError(f"channels is {self.channels}, wanted 3 (colour) or 1 (grey).")
         if self.seed < 0:
@@ -220,25 +228,6 @@ class ImageDataModule(L.LightningDataModule):
             chosen = {"train": (train, np.arange(len(train)))}
         options = {name: getattr(self, name) for name in ("image_size", "channels", "fit", "strict", "cache")}
         return {name: Split(name, source, samples, **options) for name, (source, samples) in chosen.items()}
-
-    def _chunks(self, num_images: int) -> ChunkBatches:
-        batch_size = self.batch_size // distributed.world_size()
-        return ChunkBatches(num_images, batch_size=batch_size, chunk_size=self.chunk_size)
-
-    def _loader(self, images: Dataset, batches: Sampler[list[Index]]) -> DataLoader:
-        return DataLoader(
-            images,
-            batch_sampler=batches,
-            collate_fn=_as_it_is,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
-
-
-def _as_it_is(batch: ImageBatch) -> ImageBatch:
-    """The data sets make whole batches themselves."""
-    return batch
 
 
 def _smaller_batch(num_images: int, world_size: int) -> str:

@@ -6,12 +6,13 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from vqvae2 import distributed
 from vqvae2.data.latent_shards import check_files, index_shard, map_shard, verify
 from vqvae2.data.latents import LatentBatch, LatentSpec, Manifest, encode_command, read_manifest
-from vqvae2.data.order import EpochBatches, Index
+from vqvae2.data.loader import EpochLoader
+from vqvae2.data.order import EpochBatches, Index, check_shares
 
 
 class LatentDataset(Dataset):
@@ -88,6 +89,8 @@ class LatentDataModule(L.LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, wanted at least 1.")
+        if num_workers < 0:
+            raise ValueError(f"num_workers is {num_workers}, wanted at least 0.")
         self.latents = Path(latents)
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -131,37 +134,25 @@ class LatentDataModule(L.LightningDataModule):
             if split not in self._splits:
                 self._splits[split] = LatentDataset(self.latents, self.manifest, split)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> EpochLoader:
         return self._loader("train", shuffle=True)
 
-    def val_dataloader(self) -> DataLoader | list:
+    def val_dataloader(self) -> EpochLoader | list:
         return self._loader("val", shuffle=False) if len(self._splits["val"]) else []
 
-    def test_dataloader(self) -> DataLoader | list:
+    def test_dataloader(self) -> EpochLoader | list:
         return self.val_dataloader()
 
-    def _loader(self, split: str, *, shuffle: bool) -> DataLoader:
+    def _loader(self, split: str, *, shuffle: bool) -> EpochLoader:
         dataset = self._splits[split]
         batches = EpochBatches(
             len(dataset), global_batch_size=self.batch_size, shuffle=shuffle, seed=self.seed
         )
-        return DataLoader(
-            dataset,
-            batch_sampler=batches,
-            num_workers=self.num_workers,
-            collate_fn=_whole,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return EpochLoader(dataset, batches, self.num_workers)
 
     def _check_batch_size(self) -> None:
         world_size, found = distributed.world_size(), self.batch_size
-        if found % world_size:
-            below, above = found // world_size * world_size, (found // world_size + 1) * world_size
-            sizes = f"{below} or {above}" if below else f"{above} or {2 * above}"
-            raise ValueError(
-                f"batch_size is {found}, which {world_size} ranks cannot share equally. Set it to {sizes}."
-            )
+        check_shares(found, world_size)
         num_train, num_val = self.num_samples("train"), self.num_samples("val")
         if num_train < found:
             fits = num_train // world_size * world_size
@@ -175,8 +166,3 @@ class LatentDataModule(L.LightningDataModule):
                 f"{self.latents} holds {num_val} held-out samples, too few for {world_size} ranks. "
                 "Use fewer devices or encode more images."
             )
-
-
-def _whole(batch: LatentBatch) -> LatentBatch:
-    """What `__getitems__` returns is a batch already."""
-    return batch

@@ -68,6 +68,12 @@ class LatentSpec:
         if self.num_classes < 0:
             raise ValueError(f"num_classes is {self.num_classes}, wanted 0 or more")
 
+    @property
+    def summary(self) -> str:
+        """For messages."""
+        levels = ", ".join(f"{level.name} {level.height}x{level.width}" for level in self.levels)
+        return f"{levels} with {self.num_classes} classes"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON and for checkpoints."""
         return {**asdict(self), "levels": [asdict(level) for level in self.levels]}
@@ -117,8 +123,10 @@ class Manifest:
 
 
 def encode_command(folder: str | Path) -> str:
-    """The command that writes the folder again."""
+    """The command that writes the folder again; a checkpoint stands for the folder of its run."""
     folder = Path(folder).absolute()
+    if folder.suffix == ".ckpt":  # runs/NAME/top/best.ckpt
+        folder = folder.parents[1] / "latents"
     name = folder.parent.name if folder.name == "latents" else "NAME"
     return f"make encode-latents CONFIG={name} (lightning predict -c configs/{name}_encode.yaml)"
 

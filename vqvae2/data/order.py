@@ -17,8 +17,8 @@ Index = tuple[int, int]  # (epoch, sample): a data set can draw its augmentation
 def batch_bounds(num_samples: int, global_batch_size: int, world_size: int) -> list[tuple[int, int]]:
     """Cuts an epoch into global batches: every sample once, every rank in every batch.
 
-    All batches are full but the last, which has what is left over. When that would leave a rank without a
-    sample, the remainder joins the batch before it.
+    All batches are full but the last two, which share what is left in halves: a small last batch would weigh
+    as much as a full one, and batch normalisation could make nothing of it.
     """
     if num_samples < world_size:
         raise ValueError(
@@ -29,14 +29,31 @@ def batch_bounds(num_samples: int, global_batch_size: int, world_size: int) -> l
         (start, min(start + global_batch_size, num_samples))
         for start in range(0, num_samples, global_batch_size)
     ]
-    if len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] < world_size:
-        (start, _), (_, stop) = bounds[-2], bounds.pop()
-        bounds[-1] = (start, stop)
+    if len(bounds) > 1 and num_samples % global_batch_size:
+        start = bounds[-2][0]
+        middle = start + (num_samples - start + 1) // 2
+        together = num_samples - middle < world_size  # a half would leave a rank without a sample
+        bounds[-2:] = [(start, num_samples)] if together else [(start, middle), (middle, num_samples)]
     return bounds
+
+
+def check_shares(global_batch_size: int, world_size: int) -> None:
+    """
+    Raises:
+        ValueError: a batch cannot be shared equally; names two sizes that can.
+    """
+    if global_batch_size % world_size:
+        lower = max(global_batch_size // world_size, 1) * world_size
+        raise ValueError(
+            f"batch_size {global_batch_size} cannot be shared equally among {world_size} devices; "
+            f"{lower} and {lower + world_size} can."
+        )
 
 
 class EpochBatches(Sampler[list[Index]]):
     """Batch sampler over `num_samples` samples: this rank's part of every global batch.
+
+    The ranks' parts of a batch differ by at most one sample, and only in an epoch's last two batches.
 
     Args:
         num_samples: samples in an epoch.
@@ -51,6 +68,7 @@ class EpochBatches(Sampler[list[Index]]):
         self.shuffle = shuffle
         self.seed = seed
         self.epoch = 0
+        self.skip = 0  # batches at the start of the next epoch to leave out, because a run has had them
 
     @property
     def sampler(self) -> "EpochBatches":
@@ -70,7 +88,8 @@ class EpochBatches(Sampler[list[Index]]):
     def __iter__(self) -> Iterator[list[Index]]:
         rank, world_size = distributed.rank(), distributed.world_size()
         order = self.permutation()
-        for start, stop in batch_bounds(self.num_samples, self.global_batch_size, world_size):
+        bounds = batch_bounds(self.num_samples, self.global_batch_size, world_size)
+        for start, stop in bounds[self.skip :]:
             mine = np.array_split(order[start:stop], world_size)[rank]
             yield [(self.epoch, int(sample)) for sample in mine]
 

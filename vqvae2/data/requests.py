@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vqvae2.data.loader import batch_loader
 from vqvae2.data.order import ChunkBatches, Index
 
 
@@ -36,6 +37,8 @@ class SampleRequests(L.LightningDataModule):
         for name, value in (("per_class", per_class), ("batch_size", batch_size), ("chunk_size", chunk_size)):
             if value < 1:
                 raise ValueError(f"{name} is {value}, wanted at least 1.")
+        if classes == []:
+            raise ValueError("classes is empty, wanted labels such as [0, 3], or null for all classes.")
         self.per_class = per_class
         self.classes = classes
         self.batch_size = batch_size
@@ -59,7 +62,7 @@ class SampleRequests(L.LightningDataModule):
         labels = self.labels(self.trainer.lightning_module.num_classes)
         requests = _Requests(labels, len(labels) * self.per_class)
         batches = ChunkBatches(len(requests), batch_size=self.batch_size, chunk_size=self.chunk_size)
-        return DataLoader(requests, batch_sampler=batches, collate_fn=lambda batch: batch)
+        return batch_loader(requests, batches, num_workers=0)
 
 
 class _Requests(Dataset):

@@ -176,8 +176,11 @@ def _set_classes(source: ImageSource, count: int, names: Sequence[str] | None) -
 
 def _open_folder(location: str, classes: Sequence[str] | None, *, ignore_classes: bool) -> FolderSource:
     root = Path(location).expanduser()
-    if not root.is_dir():
-        raise ValueError(f"{location} is not there. Wanted a folder of images, tars, or {DIGITS}.")
+    if not location or not root.is_dir():
+        found = "is a file of another kind" if root.is_file() else "is not there"
+        raise ValueError(
+            f"{location or 'An empty name'} {found}. Wanted a folder of images, tars, or {DIGITS}."
+        )
     with os.scandir(root) as entries:
         visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
     folders = [entry.name for entry in visible if entry.is_dir()]
@@ -238,7 +241,8 @@ def _tar_paths(location: str) -> list[Path] | None:
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise ValueError(
-            f"{location}: {len(missing)} of {len(paths)} tars are not there, first {missing[0]}."
+            f"{location}: {len(missing)} of {len(paths)} tars are not there, first {missing[0]}. "
+            "Wanted local paths; a pattern is written x-{0000..0009}.tar."
         )
     return paths
 

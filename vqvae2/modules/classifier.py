@@ -43,6 +43,8 @@ class ClassifierModule(NetworkModule):
         **network: Any,
     ) -> None:
         super().__init__(polyak=polyak)
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {label_smoothing}, wanted 0 up to, not including, 1.")
         self.schedule = schedule
         self.optimizer = optimizer
         self.momentum = momentum

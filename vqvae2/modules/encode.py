@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import lightning as L
-import torch
 from torch import Tensor
 
 from vqvae2.data.images import ImageBatch
@@ -61,9 +60,5 @@ class EncodeModule(L.LightningModule):
         )
 
     def predict_step(self, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0) -> Encoded:
-        if len(batch.images):
-            codes = tuple(level.cpu() for level in self.network.encode(batch.images))
-        else:  # every image of the batch was unreadable
-            grids = ((level.height, level.width) for level in self.spec.levels)
-            codes = tuple(torch.zeros((0, *grid), dtype=torch.int64) for grid in grids)
+        codes = tuple(level.cpu() for level in self.network.encode(batch.images))
         return Encoded(codes, batch.labels.cpu(), batch.index.cpu(), batch.keys)

@@ -53,7 +53,7 @@ class PriorModule(NetworkModule):
             "num_classes": spec.num_classes,
         }
         self.describe({**shape, **self.options}, level=self.level, latents=spec.to_dict())
-        return Prior(
+        return Prior(  # named one by one, so that the command line knows which options are left
             grid=shape["grid"],
             num_codes=shape["num_codes"],
             condition_grids=shape["condition_grids"],

@@ -89,7 +89,7 @@ def load_chain(
         network: the autoencoder.
 
     Raises:
-        ValueError: the levels do not chain, or a prior learned the codes of another autoencoder.
+        ValueError: the levels do not chain, or the priors did not learn the same codes of this autoencoder.
     """
     loaded = [load_network(checkpoint, PriorModule.kind) for checkpoint in checkpoints]
     found = tuple(prior.facts["level"] for prior in loaded)
@@ -99,7 +99,12 @@ def load_chain(
             f"{', '.join(network.level_names)}, in this order."
         )
     digest = fingerprint(network)
-    for checkpoint, prior in zip(checkpoints, loaded, strict=True):
-        spec = LatentSpec.from_dict(prior.facts["latents"])
+    specs = [LatentSpec.from_dict(prior.facts["latents"]) for prior in loaded]
+    for checkpoint, spec in zip(checkpoints, specs, strict=True):
         check_autoencoder(spec, digest, codes=checkpoint, checkpoint=autoencoder)
-    return nn.ModuleList(prior.network for prior in loaded), spec
+        if spec != specs[0]:
+            raise ValueError(
+                f"{checkpoints[0]} learned {specs[0].summary}, {checkpoint} learned {spec.summary}. "
+                "Sample with priors that were trained on the same latents."
+            )
+    return nn.ModuleList(prior.network for prior in loaded), specs[0]

@@ -10,8 +10,11 @@ class Schedule(ABC):
     """A learning rate for every optimiser step."""
 
     @abstractmethod
-    def rate(self, step: int, *, width: int, total_steps: int) -> float:
-        """Learning rate of `step`, counted from 1, for a network of `width` hidden units."""
+    def rate(self, step: int, *, width: int, total_steps: float) -> float:
+        """Learning rate of `step`, counted from 1, for a network of `width` hidden units.
+
+        `total_steps` is what the run will take, infinite when nothing limits it.
+        """
 
 
 @dataclass(frozen=True)
@@ -20,24 +23,24 @@ class Constant(Schedule):
 
     learning_rate: float
 
-    def rate(self, step: int, *, width: int, total_steps: int) -> float:
+    def rate(self, step: int, *, width: int, total_steps: float) -> float:
         return self.learning_rate
 
 
 @dataclass(frozen=True)
 class InverseSquareRoot(Schedule):
-    """scale · width^-0.5 · min(step^-power, step · warmup^(-power - 1)) (VQ-VAE-2, supplement A.2).
+    """scale · width^-0.5 · min(step^-power, step · warmup^-1.5) (VQ-VAE-2, supplement A.2).
 
-    The scan garbles the exponents. "Linear warm-up and square root decay" and a switch at exactly `warmup`
-    both ask for a power of 0.5.
+    The scan garbles the first exponent. "Linear warm-up and square root decay" asks for a power of 0.5, and
+    only with 0.5 does the minimum switch exactly at step `warmup`.
     """
 
     scale: float
     warmup: int
     power: float
 
-    def rate(self, step: int, *, width: int, total_steps: int) -> float:
-        return self.scale * width**-0.5 * min(step**-self.power, step * self.warmup ** (-self.power - 1))
+    def rate(self, step: int, *, width: int, total_steps: float) -> float:
+        return self.scale * width**-0.5 * min(step**-self.power, step * self.warmup**-1.5)
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,9 @@ class Cosine(Schedule):
     learning_rate: float
     warmup: int = 0
 
-    def rate(self, step: int, *, width: int, total_steps: int) -> float:
+    def rate(self, step: int, *, width: int, total_steps: float) -> float:
+        if math.isinf(total_steps):
+            raise ValueError("A cosine needs to know where it ends: set trainer.max_steps.")
         if step <= self.warmup:
             return self.learning_rate * step / self.warmup
         progress = (step - self.warmup) / max(total_steps - self.warmup, 1)

@@ -1,6 +1,8 @@
 """The hierarchical VQ-VAE, of one, two or three levels.
 
-Source: VQ-VAE-2 (Razavi et al., 2019), section 3.1, algorithm 1 and figure 2a; layers as in Sonnet's VQ-VAE.
+Source: VQ-VAE-2 (Razavi et al., 2019), section 3.1, algorithm 1 and figure 2a. Layers as in Sonnet's VQ-VAE,
+which the paper links: strided convolutions are 4x4, all others 3x3 or 1x1 (table 3 says only "encoder conv
+filter size 3"); encoders by factors other than 4 are formed alike.
 
 Levels are ordered top (coarsest) first. Shape legend: B batch, C hidden units, R residual units, D code
 dimension, h w a level's grid.
@@ -175,17 +177,10 @@ class HierarchicalVQVAE(nn.Module):
 
     def forward(self, images: Tensor) -> Reconstruction:
         """Encodes and decodes `images` [B, C, H, W] in [-1, 1] (algorithm 1)."""
-        levels = self._quantize(images)
-        vectors = [level.vectors for level in levels]
+        vectors, codes, commitments, statistics = zip(*self._quantize(images), strict=True)
         if self.training and self.level_dropout:
             vectors = self._drop_lower_levels(vectors)
-        return Reconstruction(
-            self._decode(vectors),
-            *(
-                tuple(getattr(level, field) for level in levels)
-                for field in ("codes", "commitment", "statistics")
-            ),
-        )
+        return Reconstruction(self._decode(vectors), codes, commitments, statistics)
 
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
         """Codes [B, h, w] of each level, top first."""
@@ -217,17 +212,20 @@ class HierarchicalVQVAE(nn.Module):
             levels.append(quantize(to_code(feature)))
         return levels
 
-    def _decode(self, vectors: list[Tensor]) -> Tensor:
+    def _decode(self, vectors: Sequence[Tensor]) -> Tensor:
         return self.decoder(self._gather(vectors))
 
-    def _gather(self, vectors: list[Tensor]) -> Tensor:
+    def _gather(self, vectors: Sequence[Tensor]) -> Tensor:
         """The vectors of these uppermost levels, brought to the lowest one's grid and concatenated."""
+        dtype = self.decoder[0].weight.dtype  # codes are float32 also where the rest is half precision
         gathered: list[Tensor] = []
-        for upsamplers, vector in zip(self.upsamplers, vectors, strict=False):
+        for upsamplers, vector in zip(
+            self.upsamplers, (vector.to(dtype) for vector in vectors), strict=False
+        ):
             gathered = [*(up(above) for up, above in zip(upsamplers, gathered, strict=True)), vector]
         return torch.cat(gathered, 1)
 
-    def _drop_lower_levels(self, vectors: list[Tensor]) -> list[Tensor]:
+    def _drop_lower_levels(self, vectors: Sequence[Tensor]) -> list[Tensor]:
         batch, device = len(vectors[0]), vectors[0].device
         dropped = torch.rand(batch, device=device) < self.level_dropout
         seen = torch.randint(1, self.num_levels, (batch,), device=device)  # levels seen where dropped

@@ -66,7 +66,7 @@ class GatedLayer(nn.Module):
         hidden: C.
         residual: R.
         kernel: odd size of the window.
-        dropout: on the branch, before its last 1x1 convolution.
+        dropout: on the branch, before its last 1x1 convolution ("after each residual block", A.2, read so).
         condition: channels of the conditioning map; 0 without one.
         labelled: whether the layer takes a class embedding [B, C].
     """
@@ -173,9 +173,9 @@ class CausalAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if dropout == 0 or self.dropout_on == "weights":
             return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
-        logits = F.dropout(query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5, dropout)
+        logits = F.dropout((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2), dropout)
         later = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).triu(1)
-        return logits.masked_fill(later, float("-inf")).softmax(-1) @ value
+        return logits.masked_fill_(later, float("-inf")).softmax(-1) @ value
 
 
 def positions(height: int, width: int, like: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ Source: VQ-VAE-2 (Razavi et al., 2019), section 2.1, equations 1 and 2, and the 
 Shape legend: B batch, D code dimension, H W grid, K codes, N = B·H·W vectors.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
@@ -24,7 +25,7 @@ class Quantized(NamedTuple):
     vectors: Tensor  # [B, D, H, W] float32; the gradient passes straight through to the input
     codes: Tensor  # [B, H, W] int64
     commitment: Tensor  # scalar, mean (sg[e] - z)^2, not yet times beta
-    statistics: Tensor  # [K, D + 1] float32: sums and counts of this batch, for `update` (may be wider)
+    statistics: Tensor  # in training, sums and counts [K, D + 1] (may be wider) for `update`; else empty
 
 
 class VectorQuantizer(nn.Module):
@@ -59,15 +60,12 @@ class VectorQuantizer(nn.Module):
         self.eps = eps
         self.init = init
         self.revive_below = revive_below
-        bound = (3 / dim) ** 0.5
-        codebook = (
-            torch.randn(num_codes, dim)
-            if init != "uniform"
-            else torch.empty(num_codes, dim).uniform_(-bound, bound)
-        )
+        codebook = torch.randn(num_codes, dim, dtype=torch.float32)
+        if init == "uniform":
+            codebook.uniform_(-((3 / dim) ** 0.5), (3 / dim) ** 0.5)
         self.register_buffer("codebook", codebook)
-        self.register_buffer("average_counts", torch.zeros(num_codes))
-        self.register_buffer("average_sums", torch.zeros(num_codes, dim))
+        self.register_buffer("average_counts", torch.zeros(num_codes, dtype=torch.float32))
+        self.register_buffer("average_sums", torch.zeros(num_codes, dim, dtype=torch.float32))
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
 
     @property
@@ -86,14 +84,18 @@ class VectorQuantizer(nn.Module):
             nearest_vectors = self.codebook[codes]
             commitment = (flat - nearest_vectors).square().mean()
             straight_through = nearest_vectors + (flat - flat.detach())  # exactly e, with the gradient of z
-            statistics = self._statistics(flat.detach(), codes)
+            statistics = self._statistics(flat.detach(), codes) if self.training else flat.new_zeros(0)
         b, _, h, w = vectors.shape
         return Quantized(
-            rearrange(straight_through, "(b h w) d -> b d h w", b=b, h=h),
+            straight_through.view(b, h, w, self.dim).permute(0, 3, 1, 2),
             codes.view(b, h, w),
             commitment,
             statistics,
         )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "VectorQuantizer":
+        """Moves, but never narrows: codebooks stay float32 in a module that is turned to half precision."""
+        return super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), recurse)
 
     def lookup(self, codes: Tensor) -> Tensor:
         """The vectors [B, D, H, W] of the codes [B, H, W]."""
@@ -112,7 +114,7 @@ class VectorQuantizer(nn.Module):
         self.average_sums.lerp_(sums, 1 - self.decay)
         if candidates is not None:
             self._replace_dead_codes(candidates, everything=first & (self.init == "data"))
-        unbias = -torch.expm1(self.num_updates * torch.tensor(self.decay).log())  # 1 - decay^t
+        unbias = -torch.expm1(self.num_updates * math.log(self.decay))  # 1 - decay^t
         counts, sums = self.average_counts / unbias, self.average_sums / unbias
         total = counts.sum()
         smoothed = (counts + self.eps) / (total + self.num_codes * self.eps) * total
@@ -128,8 +130,8 @@ class VectorQuantizer(nn.Module):
         width = self.dim + 1 + (self.dim if self._needs_candidates else 0)
         statistics = flat.new_zeros(self.num_codes, width)
         statistics[:, : self.dim].index_add_(0, codes, flat)
-        statistics[:, self.dim] = torch.bincount(codes, minlength=self.num_codes)
-        if self._needs_candidates and self.training and len(flat):
+        statistics[:, self.dim].index_add_(0, codes, flat.new_ones(len(flat)))
+        if self._needs_candidates and len(flat):
             # Rank r offers row r, r + world, ..., zero elsewhere, so that one sum both adds and collects.
             mine = slice(distributed.rank(), None, distributed.world_size())
             rows = statistics[mine, self.dim + 1 :]
@@ -200,9 +202,12 @@ def usage(counts: Tensor) -> Tensor:
 @contextmanager
 def _exact_float32_matmul() -> Iterator[None]:
     """Turns reduced-precision float32 products (TF32, bf16) off: near codes would be confused."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision

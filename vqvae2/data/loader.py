@@ -1,0 +1,61 @@
+"""Loaders of data sets that make whole batches."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from vqvae2.data.order import EpochBatches, Index
+
+
+def batch_loader(dataset: Dataset, batches: Sampler[list[Index]], num_workers: int) -> DataLoader:
+    """Asks a data set for one batch of `batches` after the other.
+
+    Args:
+        dataset: its `__getitems__` makes a whole batch of a list of indices.
+        batches: which samples make up which batch.
+        num_workers: processes; they stay from epoch to epoch.
+    """
+    return DataLoader(dataset, **_options(batches, num_workers))
+
+
+class EpochLoader(DataLoader):
+    """A `batch_loader` for training, which goes on in the middle of an epoch.
+
+    Lightning keeps the state in checkpoints. It is the same on all ranks: the epoch and how many of its
+    batches are behind.
+    """
+
+    def __init__(self, dataset: Dataset, batches: EpochBatches, num_workers: int) -> None:
+        super().__init__(dataset, **_options(batches, num_workers))
+        self._done = (0, 0)  # epoch, batches
+
+    def __iter__(self) -> Iterator[Any]:
+        batches: EpochBatches = self.batch_sampler
+        epoch, done = self._done
+        batches.skip = done if epoch == batches.epoch else 0
+        for number, batch in enumerate(super().__iter__(), batches.skip + 1):
+            self._done = (batches.epoch, number)
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        epoch, done = self._done
+        return {"epoch": epoch, "batches_done": done}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._done = (state_dict["epoch"], state_dict["batches_done"])
+
+
+def _options(batches: Sampler[list[Index]], num_workers: int) -> dict[str, Any]:
+    return {
+        "batch_sampler": batches,
+        "collate_fn": _as_it_is,
+        "num_workers": num_workers,
+        "persistent_workers": num_workers > 0,
+        "pin_memory": torch.cuda.is_available(),
+    }
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
