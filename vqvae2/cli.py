@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tqdm import tqdm
 
 from vqvae2.callbacks.loggers import MetricsFile, WandbLogger, WandbSettings
-from vqvae2.callbacks.run_folder import RunCheckpoint, check_writable
+from vqvae2.callbacks.run_folder import RunCheckpoint, StreamedCheckpoints, check_writable
 from vqvae2.composition import UsageError, compose, config_files
 from vqvae2.usage import check_job, check_verb, one_line, underlying, usage_line
 
@@ -165,6 +165,7 @@ class SuiteCLI(LightningCLI):
         settings = self.config_init[self.subcommand]
         if settings.trainer.enable_checkpointing is not False:
             settings.trainer.callbacks = [*_listed(settings.trainer.callbacks), settings.checkpoint]
+        settings.trainer.plugins = [*_listed(settings.trainer.plugins), StreamedCheckpoints()]
         callbacks = _listed(settings.trainer.callbacks)
         if settings.trainer.enable_progress_bar is not False and not any(
             isinstance(callback, ProgressBar) for callback in callbacks

@@ -113,7 +113,26 @@ def test_impossible_requests_are_refused(tmp_path):
         sample(tmp_path / "samples", autoencoder, priors[::-1])
     with pytest.raises(ValueError, match=r"0\.ckpt holds a network of kind 'prior', wanted 'autoencoder'"):
         sample(tmp_path / "samples", priors[0], priors)
-    assert not list((tmp_path / "samples").iterdir())
+    assert not (tmp_path / "samples").exists()
+
+
+def test_priors_of_different_latents_are_refused(tmp_path):
+    network, autoencoder, priors = save_chain(tmp_path)
+    unlabelled = save_prior(tmp_path / "unlabelled.ckpt", latent_spec(network, 0), 1)
+    with pytest.raises(ValueError, match=r"with 3 classes, .*unlabelled.ckpt learned .* with 0 classes"):
+        sample(tmp_path / "samples", autoencoder, [priors[0], unlabelled])
+
+
+def test_an_older_run_is_replaced_and_strangers_are_left_alone(tmp_path):
+    _, autoencoder, priors = save_chain(tmp_path)
+    folder = sample(tmp_path / "samples", autoencoder, priors)
+    strangers = [folder / "mine.tar", folder / "deeper" / "000009.tar"]
+    for path in strangers:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    sample(folder, autoencoder, priors, per_class=1)
+    assert all(path.exists() for path in strangers)
+    assert sorted(path.name for path in folder.glob("0*.tar")) == ["000000.tar"]
 
 
 def test_priors_of_another_autoencoder_are_refused_with_both_fingerprints(tmp_path):

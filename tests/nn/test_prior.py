@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from vqvae2.nn.causal import positions
 from vqvae2.nn.prior import Prior
 
 WIDTHS = {"num_codes": 11, "hidden": 8, "residual": 12, "kernel": 5, "dropout": 0.1}
@@ -12,6 +13,7 @@ KINDS = {
     "top": {"layers": 3, "attention_layers": 1, "heads": 2, "output_layers": 2},
     "top without attention": {"layers": 4, "attention_layers": 0, "output_layers": 0},
     "mid": {"layers": 2, "attention_layers": 1, "heads": 2, "output_layers": 0, "condition_grids": [(4, 8)]},
+    "top with a small window": {"layers": 3, "attention_layers": 0, "output_layers": 1, "kernel": 3},
     "bottom": {"layers": 3, "attention_layers": 0, "output_layers": 0, "condition_grids": [(4, 4), (4, 8)]},
 }
 
@@ -159,8 +161,6 @@ def test_logit_dropout_zeroes_logits_before_the_softmax():
     h, embedded = torch.randn(1, 8, 8, 16).double(), torch.randn(1, 8, 8, 16).double()
     out = attention(h, embedded)
     here = [x.flatten(2).transpose(1, 2) for x in (h, embedded)]
-    from vqvae2.nn.causal import positions
-
     coordinates = positions(8, 16, like=h).flatten(2).transpose(1, 2)
     _, values = attention.project_key_value(*here, coordinates)
     mean = values.transpose(1, 2).flatten(2).cumsum(1) / torch.arange(1, 129)[:, None]
@@ -173,7 +173,7 @@ def test_logit_dropout_zeroes_logits_before_the_softmax():
     [
         ({"kernel": 4}, "odd"),
         ({"residual": 9}, "even"),
-        ({"attention_layers": 9}, "do not fit"),
+        ({"attention_layers": 9}, "0 to 3"),
         ({"heads": 3}, "attention heads"),
         ({"condition_grids": [(4, 5)]}, "whole multiple"),
         ({"condition_grids": [(2, 4)]}, "divide by 4"),

@@ -106,6 +106,27 @@ def test_distances_are_float32_under_autocast(precision):
     assert out.vectors.dtype == out.statistics.dtype == torch.float32
 
 
+def test_reduced_precision_products_are_off_while_codes_are_compared(monkeypatch):
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = [backend.fp32_precision for backend in backends]
+    seen = []
+
+    def spy(vectors, codebook):
+        seen.extend(backend.fp32_precision for backend in backends)
+        return nearest(vectors, codebook)
+
+    monkeypatch.setattr("vqvae2.nn.quantizer.nearest", spy)
+    try:
+        for backend in backends:
+            backend.fp32_precision = "tf32"
+        make()(torch.randn(1, 5, 2, 2))
+        assert seen == ["ieee", "ieee"]
+        assert [backend.fp32_precision for backend in backends] == ["tf32", "tf32"]
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
 @pytest.mark.parametrize("changes", [{}, {"init": "data"}, {"revive_below": 0.5}])
 def test_forward_writes_no_buffer(changes):
     quantizer = make(**changes)

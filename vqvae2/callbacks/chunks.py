@@ -1,7 +1,6 @@
 """What jobs that predict into files share: one file a chunk of the data, then a manifest."""
 
 import re
-import tempfile
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import lightning as L
 
 from vqvae2 import distributed
+from vqvae2.callbacks.run_folder import check_writable
 from vqvae2.data.latents import MANIFEST, Shard
 
 Splits = dict[str, tuple[Shard, ...]]
@@ -53,17 +53,11 @@ class ChunkWriter(L.Callback, ABC):
         return prediction
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder):
-                pass
-        except OSError as error:
-            raise ValueError(
-                f"Cannot write to {self.folder} ({error.strerror}). Make it writable or name another folder."
-            ) from error
+        check_writable(self.folder)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started_s = time.monotonic()
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._chunk, self._predictions, self._shards, self._summary = None, [], [], ""
         if trainer.is_global_zero:
             (self.folder / MANIFEST).unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins import TorchCheckpointIO
 
 
 def check_writable(folder: str | Path) -> None:
@@ -24,6 +25,22 @@ def check_writable(folder: str | Path) -> None:
             f"The output folder {folder} cannot be written: no permission in {existing}. "
             "Set another with --trainer.default_root_dir."
         )
+
+
+class StreamedCheckpoints(TorchCheckpointIO):
+    """Writes checkpoints aside, straight to the disk, and renames them.
+
+    Lightning's own way builds the whole file in memory first: 8 GB for the paper's larger priors.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        torch.save(checkpoint, part)
+        part.replace(path)
 
 
 class RunCheckpoint(Checkpoint):

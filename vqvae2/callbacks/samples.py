@@ -33,6 +33,8 @@ class SampleWriter(ChunkWriter):
 
     def __init__(self, folder: str, *, grid_columns: int = 10, grid_rows: int = 10) -> None:
         super().__init__(folder)
+        if min(grid_columns, grid_rows) < 1:
+            raise ValueError(f"The grid is {grid_columns} by {grid_rows}, wanted at least one image.")
         self.grid_columns = grid_columns
         self.grid_rows = grid_rows
 

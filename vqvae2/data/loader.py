@@ -29,11 +29,11 @@ class EpochLoader(DataLoader):
 
     def __init__(self, dataset: Dataset, batches: EpochBatches, num_workers: int) -> None:
         super().__init__(dataset, **_options(batches, num_workers))
-        self._done = (0, 0)  # epoch, batches
+        self._done = self._resume = (0, 0)  # epoch, batches
 
     def __iter__(self) -> Iterator[Any]:
         batches: EpochBatches = self.batch_sampler
-        epoch, done = self._done
+        (epoch, done), self._resume = self._resume, (0, 0)
         batches.skip = done if epoch == batches.epoch else 0
         for number, batch in enumerate(super().__iter__(), batches.skip + 1):
             self._done = (batches.epoch, number)
@@ -44,7 +44,7 @@ class EpochLoader(DataLoader):
         return {"epoch": epoch, "batches_done": done}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        self._done = (state_dict["epoch"], state_dict["batches_done"])
+        self._resume = (state_dict["epoch"], state_dict["batches_done"])
 
 
 def _options(batches: Sampler[list[Index]], num_workers: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from vqvae2.modules.base import NetworkModule
 from vqvae2.modules.checkpoint import register_network
 from vqvae2.modules.schedules import Schedule
 from vqvae2.nn.autoencoder import HierarchicalVQVAE, Reconstruction
+from vqvae2.nn.checks import require
 from vqvae2.nn.quantizer import perplexity, update_codebooks, usage
 
 PEAK = 2.0  # images span [-1, 1]
@@ -37,6 +38,8 @@ class AutoencoderModule(NetworkModule):
         self, *, schedule: Schedule, beta: float, polyak: float, recon_variance: float = 1.0, **network: Any
     ) -> None:
         super().__init__(polyak=polyak)
+        require(beta >= 0, "beta", beta, "0 or more")
+        require(recon_variance > 0, "recon_variance", recon_variance, "above 0")
         self.schedule = schedule
         self.beta = beta
         self.recon_variance = recon_variance

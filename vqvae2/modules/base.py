@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from vqvae2 import distributed
 from vqvae2.modules.checkpoint import DESCRIPTION
 from vqvae2.modules.schedules import Schedule
+from vqvae2.nn.checks import require
 
 
 class NetworkModule(L.LightningModule):
@@ -31,8 +32,7 @@ class NetworkModule(L.LightningModule):
 
     def __init__(self, *, polyak: float) -> None:
         super().__init__()
-        if not 0 <= polyak < 1:
-            raise ValueError(f"polyak is {polyak}, wanted a decay in [0, 1). The paper uses 0.9999.")
+        require(0 <= polyak < 1, "polyak", polyak, "0 up to, not including, 1 (the paper's is 0.9999)")
         self.polyak = polyak
         self.network: nn.Module | None = None
         self.average: nn.Module | None = None

@@ -62,11 +62,14 @@ def load_network(path: str | Path, kind: str) -> Loaded:
 def _read(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"There is no checkpoint {path}. Train it first: lightning fit -c CONFIG.")
+        found = f"{path} is a folder" if path.is_dir() else f"There is no checkpoint {path}"
+        raise ValueError(f"{found}. Train it first: lightning fit -c CONFIG.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint: it is damaged or something else."
+        ) from error
     if not isinstance(checkpoint, dict) or DESCRIPTION not in checkpoint:
         raise ValueError(f"{path} is not a checkpoint of this suite: it does not say what network it holds.")
     return checkpoint

@@ -43,7 +43,9 @@ class SampleModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer chunks than ranks
-        if len(temperatures) != len(priors) or min(temperatures, default=0) <= 0:
+        if seed < 0:
+            raise ValueError(f"seed is {seed}, wanted 0 or more.")
+        if len(temperatures) != len(priors) or not all(t > 0 for t in temperatures):
             raise ValueError(
                 f"temperatures is {temperatures}, wanted one above 0 for each of the {len(priors)} priors."
             )

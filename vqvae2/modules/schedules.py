@@ -9,6 +9,11 @@ from dataclasses import dataclass
 class Schedule(ABC):
     """A learning rate for every optimiser step."""
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 0:
+                raise ValueError(f"{name} of the schedule is {value}, wanted 0 or more.")
+
     @abstractmethod
     def rate(self, step: int, *, width: int, total_steps: float) -> float:
         """Learning rate of `step`, counted from 1, for a network of `width` hidden units.

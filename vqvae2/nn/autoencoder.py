@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vqvae2.nn.checks import require
 from vqvae2.nn.quantizer import Quantized, VectorQuantizer
 
 LEVEL_NAMES = {1: ("top",), 2: ("top", "bottom"), 3: ("top", "mid", "bottom")}
@@ -113,8 +114,11 @@ class HierarchicalVQVAE(nn.Module):
         level_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if num_levels not in LEVEL_NAMES:
-            raise ValueError(f"num_levels is {num_levels}, wanted one of {sorted(LEVEL_NAMES)}.")
+        require(num_levels in LEVEL_NAMES, "num_levels", num_levels, f"one of {sorted(LEVEL_NAMES)}")
+        require(hidden >= 2, "hidden", hidden, "at least 2")
+        require(residual >= 1, "residual", residual, "at least 1")
+        require(residual_blocks >= 0, "residual_blocks", residual_blocks, "0 or more")
+        require(0 <= level_dropout <= 1, "level_dropout", level_dropout, "0 to 1")
         if level_dropout and num_levels == 1:
             raise ValueError("level_dropout needs at least two levels: with one there is nothing to drop.")
         self.num_levels = num_levels
@@ -244,6 +248,5 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def _log2(factor: int) -> int:
-    if factor < 2 or factor & (factor - 1):
-        raise ValueError(f"factor is {factor}, wanted a power of two, at least 2.")
+    require(factor >= 2 and not factor & (factor - 1), "factor", factor, "a power of two, at least 2")
     return factor.bit_length() - 1

@@ -20,6 +20,7 @@ from vqvae2.nn.causal import (
     shift_down,
     shift_right,
 )
+from vqvae2.nn.checks import require
 from vqvae2.nn.conditioning import ConditioningStack
 
 
@@ -70,7 +71,17 @@ class Prior(nn.Module):
         self.condition_grids = tuple(tuple(above) for above in condition_grids)
         self.num_codes = num_codes
         self.num_classes = num_classes
-        _check(self, kernel, residual, layers, attention_layers, conditioning_hidden)
+        require(kernel % 2 == 1, "kernel", kernel, "an odd size: the window is centred on the position")
+        require(hidden >= 1, "hidden", hidden, "at least 1")
+        require(
+            residual >= 2 and residual % 2 == 0, "residual", residual, "an even number: the gate halves it"
+        )
+        require(layers >= 1, "layers", layers, "at least 1")
+        require(0 <= attention_layers <= layers, "attention_layers", attention_layers, f"0 to {layers}")
+        require(output_layers >= 0, "output_layers", output_layers, "0 or more")
+        require(0 <= dropout < 1, "dropout", dropout, "0 up to, not including, 1")
+        if self.condition_grids:
+            _check_condition(self.grid, self.condition_grids[-1], conditioning_hidden)
         conditioned = bool(self.condition_grids)
         self.embedding = nn.Embedding(num_codes, hidden)
         self.label_embedding = nn.Embedding(num_classes, hidden) if num_classes else None
@@ -141,27 +152,14 @@ class Prior(nn.Module):
         return self.to_logits(F.elu(self.output(h)))
 
 
-def _check(
-    prior: Prior, kernel: int, residual: int, layers: int, attention_layers: int, conditioning_hidden: int
-) -> None:
-    if kernel % 2 == 0:
-        raise ValueError(f"kernel is {kernel}, wanted an odd size: the window is centred on the position.")
-    if residual % 2:
-        raise ValueError(f"residual is {residual}, wanted an even number: the gate halves it.")
-    if attention_layers > layers:
-        raise ValueError(f"{attention_layers} attention layers do not fit among {layers} layers.")
-    if not prior.condition_grids:
-        return
-    if conditioning_hidden < 4 or conditioning_hidden % 4:
-        raise ValueError(f"conditioning_hidden is {conditioning_hidden}, wanted a positive multiple of 4.")
-    (height, width), (above_height, above_width) = prior.grid, prior.condition_grids[-1]
-    scale = width // above_width
-    if (above_height * scale, above_width * scale) != prior.grid:
+def _check_condition(grid: tuple[int, int], above: tuple[int, int], conditioning_hidden: int) -> None:
+    fits = conditioning_hidden > 0 and conditioning_hidden % 4 == 0
+    require(fits, "conditioning_hidden", conditioning_hidden, "a positive multiple of 4")
+    scale = grid[1] // above[1]
+    if (above[0] * scale, above[1] * scale) != grid:
         raise ValueError(
-            f"A {height}x{width} grid cannot be conditioned on one of {above_height}x{above_width}: "
-            "wanted a grid that is a whole multiple of the one above."
+            f"A grid of {grid[0]}x{grid[1]} cannot be conditioned on one of {above[0]}x{above[1]}: "
+            "wanted a whole multiple of the one above."
         )
-    if above_height % 4 or above_width % 4:
-        raise ValueError(
-            f"Conditioning halves its grid twice: {above_height}x{above_width} does not divide by 4."
-        )
+    if above[0] % 4 or above[1] % 4:
+        raise ValueError(f"Conditioning halves its grid twice: {above[0]}x{above[1]} does not divide by 4.")

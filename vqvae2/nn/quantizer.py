@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vqvae2 import distributed
+from vqvae2.nn.checks import require
 
 _ROWS_AT_ONCE = 4096  # bounds the distance matrix to 4096 x K, which also stays in a processor's cache
 
@@ -56,6 +57,11 @@ class VectorQuantizer(nn.Module):
         revive_below: float,
     ) -> None:
         super().__init__()
+        require(num_codes >= 1, "num_codes", num_codes, "at least 1")
+        require(dim >= 1, "code_dim", dim, "at least 1")
+        require(0 <= decay < 1, "decay", decay, "0 up to, not including, 1")
+        require(eps > 0, "eps", eps, "above 0")
+        require(0 <= revive_below < 1, "revive_below", revive_below, "0 up to, not including, 1")
         self.decay = decay
         self.eps = eps
         self.init = init
