@@ -38,7 +38,7 @@ class Prior(nn.Module):
         layers: gated layers.
         attention_layers: attention layers, one after every `layers // attention_layers` gated ones.
         kernel: odd size of the causal window.
-        dropout: in every residual branch, and in attention.
+        dropout: in every residual branch, before its last convolution, and in attention.
         attention_dropout: whether attention drops logits (the paper's wording) or weights.
         output_layers: residual 1x1 layers behind the gated ones.
         heads: attention heads (unused without attention).
