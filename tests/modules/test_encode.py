@@ -209,5 +209,5 @@ def test_errors_come_before_the_first_batch(checkpoint, folders, tmp_path):
     with pytest.raises(ValueError, match="do not divide"):
         encode(checkpoint, folder, image_data(folders, image_size=18))
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="latents cannot be made: .*file is a file"):
+    with pytest.raises(ValueError, match=r"latents cannot be made: .*file is a file"):
         encode(checkpoint, tmp_path / "file" / "latents", image_data(folders))
