@@ -10,6 +10,7 @@ import lightning as L
 import pytest
 import torch
 import yaml
+from lightning.pytorch.accelerators import CPUAccelerator
 
 import vqvae2.callbacks.grids
 import vqvae2.modules.encode
@@ -112,6 +113,11 @@ def test_config_builds(name):
             again = type(network)(**module.description["network"])
         shapes = {key: tensor.shape for key, tensor in network.state_dict().items()}
         assert shapes == {key: tensor.shape for key, tensor in again.state_dict().items()}
+
+
+def test_an_apple_gpu_is_not_chosen_by_itself(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert isinstance(instantiate("demo_vqvae").trainer.accelerator, CPUAccelerator)
 
 
 def test_every_part_is_used():

@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
@@ -160,6 +161,8 @@ class SuiteCLI(LightningCLI):
                 "trainer.use_distributed_sampler must be false: the data modules deal samples to the ranks."
             )
         check_writable(self._run_folder(config))
+        if config.trainer.accelerator == "auto" and torch.backends.mps.is_available():
+            config.trainer.accelerator = "cpu"  # sums and sampling are in float64, which Apple's GPUs lack
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self.config_init[self.subcommand]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 
 import lightning as L
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from tests.checkpoints import latent_spec, save_autoencoder, save_chain, save_prior
+from tests.ranks import run_ranks
 from vqvae2.callbacks.samples import SampleWriter
 from vqvae2.data.requests import SampleRequests
 from vqvae2.data.sources import open_source
@@ -20,6 +22,7 @@ from vqvae2.pixels import to_uint8
 
 
 def sample(folder, autoencoder, priors, *, per_class=4, batch_size=3, chunk_size=5, classes=None, **options):
+    ranks = {"strategy": "ddp", "devices": 2} if torch.distributed.is_initialized() else {}
     options = {"temperatures": [1.0] * len(priors), **options}
     module = SampleModule(autoencoder=autoencoder, priors=priors, **options)
     data = SampleRequests(per_class=per_class, batch_size=batch_size, chunk_size=chunk_size, classes=classes)
@@ -29,6 +32,7 @@ def sample(folder, autoencoder, priors, *, per_class=4, batch_size=3, chunk_size
         enable_progress_bar=False,
         use_distributed_sampler=False,
         callbacks=[SampleWriter(str(folder), grid_columns=3, grid_rows=2)],
+        **ranks,
     )
     trainer.predict(module, data, return_predictions=False)
     return folder
@@ -92,6 +96,19 @@ def test_an_image_does_not_depend_on_batches_files_or_classes_beside_it(tmp_path
     assert without_rounding(in_one) == all_of_them
     fewer = without_rounding(read(sample(tmp_path / "c", autoencoder, priors, per_class=2)))
     assert fewer == {key: all_of_them[key] for key in fewer}
+
+
+def test_two_ranks_write_what_one_writes(tmp_path):
+    _, autoencoder, priors = save_chain(tmp_path)
+
+    def work():
+        os.environ["LOCAL_RANK"] = str(torch.distributed.get_rank())  # Lightning then starts no processes
+        sample(tmp_path / "two", autoencoder, priors)
+
+    run_ranks(work)
+    alone = sample(tmp_path / "one", autoencoder, priors)
+    assert without_rounding(read(tmp_path / "two")) == without_rounding(read(alone))
+    assert (tmp_path / "two" / "grid.png").read_bytes() == (alone / "grid.png").read_bytes()
 
 
 def test_a_model_without_classes_samples_images_without_labels(tmp_path):
