@@ -173,7 +173,7 @@ class SuiteCLI(LightningCLI):
         if settings.trainer.enable_progress_bar is not False and not any(
             isinstance(callback, ProgressBar) for callback in callbacks
         ):
-            every = 1 if sys.stdout.isatty() else 50  # batches: a log file wants fewer lines than a screen
+            every = 50 if self.subcommand == "fit" and not sys.stdout.isatty() else 1  # batches
             settings.trainer.callbacks = [*callbacks, TQDMProgressBar(refresh_rate=every)]
         try:
             return super().instantiate_trainer(logger=self._loggers(settings) or False, **kwargs)

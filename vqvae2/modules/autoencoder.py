@@ -60,7 +60,7 @@ class AutoencoderModule(NetworkModule):
 
     def loss(self, images: Tensor, out: Reconstruction) -> tuple[Tensor, Tensor]:
         """Equation 2 and, of it, the mean squared error."""
-        mse = F.mse_loss(out.images.float(), images)
+        mse = F.mse_loss(out.images.float(), images.float())
         return mse / self.recon_variance + self.beta * sum(out.commitments), mse
 
     def training_step(self, batch: ImageBatch, _: int) -> Tensor:
