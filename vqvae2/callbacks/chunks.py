@@ -10,7 +10,7 @@ import lightning as L
 
 from vqvae2 import distributed
 from vqvae2.callbacks.run_folder import check_writable
-from vqvae2.data.latents import MANIFEST, Shard
+from vqvae2.data.shards import MANIFEST, Shard
 
 Splits = dict[str, tuple[Shard, ...]]
 

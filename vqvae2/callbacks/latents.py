@@ -5,7 +5,8 @@ import numpy as np
 
 from vqvae2.callbacks.chunks import ChunkWriter, Splits
 from vqvae2.data.latent_shards import CODES, write_shard
-from vqvae2.data.latents import Manifest, Shard, write_manifest
+from vqvae2.data.latents import Manifest, write_manifest
+from vqvae2.data.shards import Shard
 from vqvae2.modules.encode import Encoded, EncodeModule
 
 

@@ -11,9 +11,8 @@ from torchvision.utils import make_grid
 from vqvae2.callbacks.chunks import ChunkWriter, Splits
 from vqvae2.data.decode import to_pixels
 from vqvae2.data.latent_shards import CODES
-from vqvae2.data.latents import MANIFEST, Shard, write_json
+from vqvae2.data.shards import MANIFEST, Shard, npy_bytes, write_json, write_tar
 from vqvae2.data.sources import open_source
-from vqvae2.data.tar_writer import npy_bytes, write_tar
 from vqvae2.modules.sample import SampleModule, Samples
 from vqvae2.pixels import png_bytes, write_png
 

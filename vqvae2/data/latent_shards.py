@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from vqvae2.data.latents import LatentSpec, Manifest, Shard, encode_command, write_json
-from vqvae2.data.tar_writer import npy_bytes, sha256, write_tar
+from vqvae2.data.latents import LatentSpec, Manifest, encode_command
+from vqvae2.data.shards import Shard, npy_bytes, sha256, write_json, write_tar
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ Shape legend: B batch, h w a level's grid.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-MANIFEST = "manifest.json"
+from vqvae2.data.shards import MANIFEST, Shard, write_json
+
 FORMAT = "vqvae2 latents"
 VERSION = 1
 MAX_CODES = 2**16  # codes are stored as uint16
@@ -90,16 +90,6 @@ class LatentSpec:
             for level in _field(entry, "levels", list)
         )
         return cls(levels, _field(entry, "num_classes", int), _field(entry, "autoencoder", str))
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A tar of the folder."""
-
-    file: str  # relative to the folder, with forward slashes
-    num_samples: int
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -179,13 +169,6 @@ def read_manifest(folder: str | Path) -> Manifest:
         return _parse_manifest(json.loads(path.read_bytes()))
     except ValueError as error:  # of the JSON or of the fields
         raise ValueError(f"{path}: {error}. Encode again: {encode_command(folder)}.") from error
-
-
-def write_json(path: Path, content: object) -> None:
-    """Writes JSON so that `path` never holds half of it."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(part, path)
 
 
 def _parse_manifest(entry: object) -> Manifest:

@@ -13,7 +13,8 @@ from torch import nn
 from vqvae2 import distributed
 from vqvae2.data.evaluation import EvaluationDataModule
 from vqvae2.data.images import ImageBatch
-from vqvae2.data.latents import LatentBatch, LatentSpec, check_autoencoder, write_json
+from vqvae2.data.latents import LatentBatch, LatentSpec, check_autoencoder
+from vqvae2.data.shards import write_json
 from vqvae2.metrics.features import FeatureNetwork
 from vqvae2.modules.autoencoder import AutoencoderModule
 from vqvae2.modules.checkpoint import Loaded, load_network

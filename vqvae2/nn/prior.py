@@ -71,15 +71,10 @@ class Prior(nn.Module):
         self.condition_grids = tuple(tuple(above) for above in condition_grids)
         self.num_codes = num_codes
         self.num_classes = num_classes
-        require(kernel % 2 == 1, "kernel", kernel, "an odd size: the window is centred on the position")
-        require(hidden >= 1, "hidden", hidden, "at least 1")
-        require(
-            residual >= 2 and residual % 2 == 0, "residual", residual, "an even number: the gate halves it"
-        )
+        _check_widths(kernel, hidden, residual, dropout)
         require(layers >= 1, "layers", layers, "at least 1")
         require(0 <= attention_layers <= layers, "attention_layers", attention_layers, f"0 to {layers}")
         require(output_layers >= 0, "output_layers", output_layers, "0 or more")
-        require(0 <= dropout < 1, "dropout", dropout, "0 up to, not including, 1")
         if self.condition_grids:
             _check_condition(self.grid, self.condition_grids[-1], conditioning_hidden)
         conditioned = bool(self.condition_grids)
@@ -150,6 +145,13 @@ class Prior(nn.Module):
             if str(i) in self.attention:
                 h = self.attention[str(i)](h, embedded)
         return self.to_logits(F.elu(self.output(h)))
+
+
+def _check_widths(kernel: int, hidden: int, residual: int, dropout: float) -> None:
+    require(kernel % 2 == 1, "kernel", kernel, "an odd size: the window is centred on the position")
+    require(hidden >= 1, "hidden", hidden, "at least 1")
+    require(residual >= 2 and residual % 2 == 0, "residual", residual, "an even number: the gate halves it")
+    require(0 <= dropout < 1, "dropout", dropout, "0 up to, not including, 1")
 
 
 def _check_condition(grid: tuple[int, int], above: tuple[int, int], conditioning_hidden: int) -> None:

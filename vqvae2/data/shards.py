@@ -1,16 +1,31 @@
-"""Writing WebDataset tars whole: aside first, then renamed; their bytes depend on their content alone."""
+"""Shards: WebDataset tars that are written whole, and what a manifest says of them.
+
+Everything is written aside first and then renamed; a tar's bytes depend on its content alone.
+"""
 
 import hashlib
 import io
+import json
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from webdataset import TarWriter
 
-from vqvae2.data.latents import Shard
+MANIFEST = "manifest.json"  # the table of contents of a folder of shards, written last
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A tar of the folder."""
+
+    file: str  # relative to the folder, with forward slashes
+    num_samples: int
+    bytes: int
+    sha256: str
 
 
 def write_tar(folder: Path, file: str, records: Iterable[dict[str, Any]], *, num_samples: int) -> Shard:
@@ -45,3 +60,10 @@ def sha256(path: Path) -> str:
     """Hex digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, content: object) -> None:
+    """Writes JSON so that `path` never holds half of it."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(part, path)
