@@ -1,10 +1,15 @@
 """The prior's logits one position at a time, each position computed once.
 
 A full pass spends N times too much on sampling N codes: all but one position of it were known before. Here
-the vertical stream is computed once a row, for all columns together; the horizontal stream once a position;
-attention reads keys and values that are kept. The result is that of `Prior.forward`, by the same weights.
+the vertical stream is computed once a row, for all columns together (the row pass); the horizontal stream
+once a position (the pixel pass); attention reads keys and values that are kept. The result is that of
+`Prior.forward`, by the same modules and weights.
 
-Shape legend: B batch, C hidden units, R residual units, T taps of the horizontal window, W columns.
+Both passes work in place on buffers made once, and the position is a tensor on the device: nothing waits for
+the device, so that each pass can be captured as a CUDA graph.
+
+Shape legend: B batch, C hidden units, R residual units, T taps of the horizontal window, L layers, H W grid,
+N = H·W positions, Z conditioning channels, m heads of width d.
 """
 
 from collections.abc import Sequence
@@ -14,54 +19,102 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqvae2.nn.causal import CausalAttention, HorizontalConv, gate, positions
+from vqvae2.nn.causal import CausalAttention, gate, positions
 from vqvae2.nn.prior import Prior
 
 
 class IncrementalPrior:
     """Logits of one position after the other, in raster order.
 
-    Use: `logits()`, draw a code, `append(code)`, and so on for H·W positions.
+    Use: `start(conditions, labels)`; then for every row `start_row()` and, for each of its W positions,
+    `logits(visible)`, draw a code, `append(codes)`.
 
     Args:
         prior: in eval mode.
-        conditions: codes [B, h, w] of the levels above, top first.
-        labels: [B]; ignored by a prior without classes.
+        batch_size: B, for which the buffers are made.
+        device: of the buffers; None for the prior's. On "meta" they take no memory, but can be counted.
     """
 
-    def __init__(self, prior: Prior, conditions: Sequence[Tensor], labels: Tensor) -> None:
+    def __init__(self, prior: Prior, batch_size: int, device: torch.device | str | None = None) -> None:
         self.prior = prior
-        self.position = 0
-        self.condition = prior.condition(conditions)
-        self.label = prior.embed_labels(labels)
-        zeros = prior.embedding.weight.new_zeros
-        (height, width), batch, channels = prior.grid, len(labels), prior.embedding.embedding_dim
+        self.buffers: list[Tensor] = []
+        self._like = prior.embedding.weight.new_empty(0, device=device)
+        (height, width), channels, layers = prior.grid, prior.embedding.embedding_dim, len(prior.layers)
         rows, taps = prior.v_in.kernel_size[0], prior.h_in.kernel_size[1]
-        self.embedded_rows = zeros(batch, channels, rows + 1, width)  # the last of them is being filled
-        self.v_rows = [zeros(batch, channels, rows, width) for _ in prior.layers]
-        self.in_taps = zeros(batch, taps * channels)
-        self.h_taps = [zeros(batch, taps * channels) for _ in prior.layers]
-        self.row_bias: list[Tensor] = []  # a layer: what a position's h_pre gets besides its taps, [W, B, R]
+        residual = prior.layers[0].v_conv.out_channels
+        self.position = self._zeros(1, dtype=torch.int64)
+        self.embedded_rows = self._zeros(batch_size, channels, rows + 1, width)  # the last is being filled
+        self.v_rows = [self._zeros(batch_size, channels, rows, width) for _ in range(layers)]
+        self.in_taps = self._zeros(batch_size, channels, taps)
+        self.h_taps = self._zeros(layers, batch_size, channels, taps)
+        self.row_bias = self._zeros(width, layers, batch_size, residual)  # h_pre but for the taps' part
+        self.label = self.condition = None
+        if prior.label_embedding is not None:
+            self.label = self._zeros(batch_size, channels)
+        if prior.conditioning is not None:
+            width_above = prior.conditioning.enter.out_channels
+            self.condition = self._zeros(batch_size, width_above, *prior.condition_grids[-1])
         self.attention = {
-            i: _AttentionCache(layer, batch, height * width) for i, layer in prior.attention.items()
+            int(i): _KeysAndValues(
+                layer, self._zeros(2, batch_size, layer.heads, height * width, channels // layer.heads)
+            )
+            for i, layer in prior.attention.items()
         }
-        self.here = rearrange(positions(height, width, like=zeros(())), "1 two h w -> (h w) 1 1 two")
-        self.in_matrix = _tap_matrix(prior.h_in)
-        self.h_matrices = [_tap_matrix(layer.h_conv) for layer in prior.layers]
+        self.here = rearrange(positions(height, width, like=self._like), "1 two h w -> (h w) 1 two")
+        self.in_matrix = prior.h_in.weight.flatten(1)  # [C, C·T]: the taps lie as the weights do
+        self.h_matrices = [layer.h_conv.weight.flatten(1) for layer in prior.layers]
 
-    def logits(self) -> Tensor:
-        """Logits [B, K] of the next position."""
-        column = self.position % self.prior.grid[1]
-        if column == 0:
-            self._start_row()
-        here = self.here[self.position]
-        h = F.linear(self.in_taps, self.in_matrix, self.prior.h_in.bias)
+    def start(self, conditions: Sequence[Tensor], labels: Tensor) -> None:
+        """Begins anew.
+
+        Args:
+            conditions: codes [B, h, w] of the levels above, top first.
+            labels: [B]; ignored by a prior without classes.
+        """
+        self.restart()
+        if self.condition is not None:
+            self.condition.copy_(self.prior.condition(conditions))
+        if self.label is not None:
+            self.label.copy_(self.prior.embed_labels(labels))
+
+    def restart(self) -> None:
+        """Forgets all codes; conditions and labels stay."""
+        for buffer in (self.position, self.embedded_rows, *self.v_rows):
+            buffer.zero_()
+        for cache in self.attention.values():
+            cache.keys_values.zero_()
+
+    def start_row(self) -> None:
+        """Row pass: the vertical stream of the next row, and what each horizontal layer takes from it."""
+        width = self.prior.grid[1]
+        self.embedded_rows[:, :, :-1] = self.embedded_rows[:, :, 1:].clone()
+        v = self.prior.v_in.last_rows(self.embedded_rows[:, :, :-1])
+        condition = self._condition_row()
         for i, layer in enumerate(self.prior.layers):
-            self.h_taps[i] = _push(self.h_taps[i], F.elu(h))
-            h_pre = torch.addmm(self.row_bias[i][column], self.h_taps[i], self.h_matrices[i].T)
+            v_context, h_context = layer.contexts(condition, self.label, (1, width))
+            self.v_rows[i].copy_(torch.cat([self.v_rows[i][:, :, 1:], F.elu(v)], 2))
+            v = v + layer.v_branch(layer.v_conv.last_rows(self.v_rows[i]) + v_context)
+            bias = layer.h_from_v(F.elu(v)) + h_context + layer.h_conv.bias[:, None, None]
+            self.row_bias[:, i] = rearrange(bias, "b r 1 w -> w b r")
+        self.in_taps.zero_()
+        self.h_taps.zero_()
+
+    def logits(self, visible: int) -> Tensor:
+        """Pixel pass: logits [B, K] of the next position.
+
+        Args:
+            visible: attention looks at this many first positions; at least as many as there are codes.
+        """
+        row_bias = self.row_bias.index_select(0, self.position % self.prior.grid[1])[0]
+        h = F.linear(self.in_taps.flatten(1), self.in_matrix, self.prior.h_in.bias)
+        here = self.here.index_select(0, self.position)
+        later = self._later(visible)
+        for i, layer in enumerate(self.prior.layers):
+            self.h_taps[i, :, :, -1] = F.elu(h)
+            h_pre = torch.addmm(row_bias[i], self.h_taps[i].flatten(1), self.h_matrices[i].T)
             h = h + _pointwise(layer.h_out, gate(h_pre))
-            if str(i) in self.attention:
-                h = self.attention[str(i)].attend(h, here)
+            if i in self.attention:
+                h = self.attention[i].attend(h, here, later)
         for layer in self.prior.output:
             h = h + _pointwise(layer.reduce, gate(_pointwise(layer.expand, F.elu(h))))
         return _pointwise(self.prior.to_logits, F.elu(h))
@@ -69,72 +122,70 @@ class IncrementalPrior:
     def append(self, codes: Tensor) -> None:
         """Fixes the codes [B] of the position whose `logits` were asked last."""
         embedded = self.prior.embedding(codes)
+        here = self.here.index_select(0, self.position)
         for cache in self.attention.values():
-            cache.append(embedded)
-        self.embedded_rows[:, :, -1, self.position % self.prior.grid[1]] = embedded
-        self.in_taps = _push(self.in_taps, embedded)
+            cache.append(embedded, here, self.position)
+        column = self.position % self.prior.grid[1]
+        self.embedded_rows[:, :, -1].index_copy_(2, column, embedded[:, :, None])
+        for taps in (self.in_taps, self.h_taps):
+            taps[..., :-1] = taps[..., 1:].clone()
+        self.in_taps[..., -1] = embedded
         self.position += 1
 
-    def _start_row(self) -> None:
-        """The vertical stream of the new row, and what each layer's horizontal stream takes from it."""
-        row, width = self.position // self.prior.grid[1], self.prior.grid[1]
-        v = self.prior.v_in.last_rows(self.embedded_rows[:, :, 1:])
-        self.embedded_rows = F.pad(self.embedded_rows[:, :, 1:], (0, 0, 0, 1))
-        condition = self._condition_row(row)
-        self.row_bias = []
-        for i, layer in enumerate(self.prior.layers):
-            v_context, h_context = layer.contexts(condition, self.label, (1, width))
-            self.v_rows[i] = torch.cat([self.v_rows[i][:, :, 1:], F.elu(v)], 2)
-            v = v + layer.v_branch(layer.v_conv.last_rows(self.v_rows[i]) + v_context)
-            bias = layer.h_from_v(F.elu(v)) + h_context + layer.h_conv.bias[:, None, None]
-            self.row_bias.append(rearrange(bias, "b r 1 w -> w b r").contiguous())
-            self.h_taps[i].zero_()
-        self.in_taps = torch.zeros_like(self.in_taps)
+    @property
+    def num_bytes(self) -> int:
+        """What sampling takes beside the weights: the buffers, and an estimate of the largest temporaries.
 
-    def _condition_row(self, row: int) -> Tensor | None:
+        The conditioning stack and the row pass hold about six of their maps at once, and a convolution may
+        reorder its weights.
+        """
+        row = self.row_bias[:, 0].nbytes + self.v_rows[0].nbytes
+        widest = max(row, 0 if self.condition is None else self.condition.nbytes)
+        reordered = 2 * max(weight.nbytes for weight in self.prior.parameters())
+        return sum(buffer.nbytes for buffer in self.buffers) + 6 * widest + reordered
+
+    def _zeros(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        self.buffers.append(self._like.new_zeros(shape, dtype=dtype))
+        return self.buffers[-1]
+
+    def _condition_row(self) -> Tensor | None:
         if self.condition is None:
             return None
-        above = row * self.condition.shape[2] // self.prior.grid[0]
-        return self.condition[:, :, above : above + 1]
+        height, width = self.prior.grid
+        return self.condition.index_select(2, self.position // width * self.condition.shape[2] // height)
+
+    def _later(self, visible: int) -> Tensor:
+        """What is added to the attention logits [visible], to hide the positions that have no code yet.
+
+        It is finite: the first position, which may see nothing, weighs all alike, and their values are zero.
+        """
+        number = torch.arange(visible, device=self.position.device)
+        lowest = torch.finfo(self.here.dtype).min / 2
+        return torch.zeros_like(number, dtype=self.here.dtype).masked_fill(number >= self.position, lowest)
 
 
-class _AttentionCache:
-    """Keys and values of the positions whose codes are fixed."""
+class _KeysAndValues:
+    """An attention layer with its keys and values [2, B, m, N, d]; zero where there is no code yet."""
 
-    def __init__(self, layer: CausalAttention, batch: int, num_positions: int) -> None:
+    def __init__(self, layer: CausalAttention, keys_values: Tensor) -> None:
         self.layer = layer
-        hidden = layer.out.in_features
-        shape = (batch, layer.heads, num_positions, hidden // layer.heads)
-        self.keys, self.values = (layer.out.weight.new_zeros(shape) for _ in range(2))
-        self.length = 0
+        self.keys_values = keys_values
 
-    def attend(self, h: Tensor, here: Tensor) -> Tensor:
-        """h + attention over the positions before this one; h [B, C], `here` [1, 1, 2]."""
+    def attend(self, h: Tensor, here: Tensor, later: Tensor) -> Tensor:
+        """h [B, C] + attention; `here` [1, 1, 2], `later` [visible] as `_later` gives it."""
         self.h = h[:, None]
-        self.here = here.expand(len(h), -1, -1)
-        if self.length == 0:
-            return h + self.layer.out.bias
-        query = self.layer.project_query(self.h, self.here)
-        earlier = slice(0, self.length)
-        attended = F.scaled_dot_product_attention(query, self.keys[:, :, earlier], self.values[:, :, earlier])
+        query = self.layer.project_query(self.h, here.expand(len(h), -1, -1))
+        keys, values = self.keys_values[:, :, :, : len(later)]
+        # For a single query two products are faster than the fused kernel, which is made for many.
+        logits = (query * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2) + later
+        attended = logits.softmax(-1) @ values
         return h + self.layer.out(rearrange(attended, "b m 1 d -> b (m d)"))
 
-    def append(self, embedded: Tensor) -> None:
+    def append(self, embedded: Tensor, here: Tensor, position: Tensor) -> None:
         """Keeps the position asked last, now that the embedding [B, C] of its code is known."""
-        key, value = self.layer.project_key_value(self.h, embedded[:, None], self.here)
-        self.keys[:, :, self.length] = key[:, :, 0]
-        self.values[:, :, self.length] = value[:, :, 0]
-        self.length += 1
-
-
-def _tap_matrix(conv: HorizontalConv) -> Tensor:
-    """The weights as one matrix [R, T·C] for taps that lie behind one another, oldest first."""
-    return rearrange(conv.weight, "r c 1 t -> r (t c)")
-
-
-def _push(taps: Tensor, newest: Tensor) -> Tensor:
-    """[B, T·C] without its oldest tap and with `newest` [B, C] at the end."""
-    return torch.cat([taps[:, newest.shape[1] :], newest], 1)
+        here = here.expand(len(embedded), -1, -1)
+        key, value = self.layer.project_key_value(self.h, embedded[:, None], here)
+        self.keys_values.index_copy_(3, position, torch.stack([key, value]))
 
 
 def _pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
