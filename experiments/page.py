@@ -41,7 +41,7 @@ def table(verdict: dict) -> list[tuple[str, str]]:
     return [
         (name, f"{value:.4g}")
         for key, name in verdict["names"].items()
-        if not isinstance(value := verdict["metrics"][key], list)
+        if not isinstance(value := verdict["metrics"][key], list) and "@" not in key  # of the best fractions
     ]
 
 

@@ -76,6 +76,13 @@ def write_samples(folder, pixels):
     return folder
 
 
+def write_scores(folder, scores, labels=None):
+    """As the sample job does; the label of sample i is i % CLASSES."""
+    labels = [i % CLASSES for i in range(len(scores))] if labels is None else labels
+    rows = [f"{i},{label},{score}" for i, (label, score) in enumerate(zip(labels, scores, strict=True))]
+    (folder / "scores.csv").write_text("\n".join(["index,label,critic_log_score", *rows, ""]))
+
+
 def floats(pixels):
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 

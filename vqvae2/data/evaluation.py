@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vqvae2.data.images import ImageDataModule
@@ -14,7 +16,8 @@ from vqvae2.data.latent_shards import check_files, verify
 from vqvae2.data.latents import LatentBatch, LatentSpec, Manifest, read_manifest
 from vqvae2.data.loader import batch_loader
 from vqvae2.data.order import EpochBatches, Index
-from vqvae2.data.sources import open_source
+from vqvae2.data.scores import read_critic, read_scores
+from vqvae2.data.sources import ImageSource, open_source
 from vqvae2.data.views import Split, ViewImages
 
 _MODES = {1: "L", 3: "RGB"}
@@ -107,14 +110,34 @@ class EvaluationDataModule(ImageDataModule):
             self._add_latents("val", at_most=None)
 
     def test_dataloader(self) -> list[DataLoader]:
-        return [
-            batch_loader(
-                dataset,
-                EpochBatches(len(dataset), global_batch_size=self.batch_size, shuffle=False),
-                self.num_workers,
-            )
-            for dataset in self._datasets.values()
-        ]
+        return [self.loader(name) for name in self.test_names]
+
+    def loader(self, name: str) -> DataLoader:
+        """One of the test loaders, made anew."""
+        dataset = self._datasets[name]
+        batches = EpochBatches(len(dataset), global_batch_size=self.batch_size, shuffle=False)
+        return batch_loader(dataset, batches, self.num_workers)
+
+    @property
+    def sample_labels(self) -> Tensor:
+        """The samples' labels in the order of their loader, int64 [M]; -1 when unlabelled."""
+        return torch.from_numpy(self._sample_source.labels).long()
+
+    def sample_scores(self) -> Tensor:
+        """The critic's log scores that the sample job wrote, float64 [M], in the order of the loader.
+
+        Raises:
+            ValueError: there are none, or not of all samples.
+        """
+        return read_scores(self._sample_source)
+
+    def sample_critic(self) -> str | None:
+        """Fingerprint of the critic whose scores those are; None where that is not known."""
+        return read_critic(self._sample_source)
+
+    @property
+    def _sample_source(self) -> ImageSource:
+        return self._datasets["samples"].split.source
 
     def _open_samples(self) -> Split:
         source = open_source(self.samples, num_classes=self.num_classes, classes=self.classes)

@@ -3,6 +3,7 @@
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from vqvae2.metrics.features import FeatureNetwork
 from vqvae2.modules.autoencoder import AutoencoderModule
 from vqvae2.modules.checkpoint import Loaded, load_network
 from vqvae2.modules.classifier import ClassifierFeatures
+from vqvae2.modules.critic import check_classifier, trained_for
 from vqvae2.modules.judges import CodeJudge, Figure, ReconstructionJudge, SampleJudge
 from vqvae2.modules.prior import PriorModule
+from vqvae2.modules.rejection import Rejection
 from vqvae2.nn.autoencoder import fingerprint
 
 REPORT = "metrics.json"  # in the run folder, trainer.default_root_dir
@@ -36,6 +39,13 @@ class EvaluationModule(L.LightningModule):
         autoencoder: checkpoint; its error is measured on held-out images.
         priors: checkpoints, top first; their likelihoods are measured on the latents.
         splits: parts of the samples that the Inception score is averaged over; papers take 10.
+        fractions: of the samples, the best of each class by a critic (section 3.3), that are judged, each by
+            itself; 1 is all samples. The figures of a fraction have its number in their keys, as "fid@0.25".
+        critic: classifier that scores the samples, as `load_critic` takes it; null takes the scores that the
+            sample job wrote.
+        samples_each: judge so many samples of each fraction, from all classes alike. A Fréchet distance
+            falls as their number rises, so a curve over fractions wants the same number in all: draw this
+            number divided by the smallest fraction. Null judges all that a fraction keeps.
     """
 
     def __init__(
@@ -46,6 +56,9 @@ class EvaluationModule(L.LightningModule):
         autoencoder: str | None = None,
         priors: list[str] | None = None,
         splits: int = 10,
+        fractions: Sequence[float] = (1.0,),
+        critic: str | None = None,
+        samples_each: int | None = None,
     ) -> None:
         super().__init__()
         self.features = features
@@ -53,6 +66,7 @@ class EvaluationModule(L.LightningModule):
         self.autoencoder = autoencoder
         self.priors = priors or []
         self.splits = splits
+        self.rejection = Rejection(fractions, critic, samples_each)
         self.judges = nn.ModuleDict()
 
     def setup(self, stage: str) -> None:
@@ -73,6 +87,7 @@ class EvaluationModule(L.LightningModule):
                 "give both, to judge samples, or neither."
             )
         if self.features is not None:
+            self.rejection.prepare(data)
             self.judges["samples"] = self.judges["real"] = self._sample_judge(data)
         if autoencoder is not None:
             self.judges["held_out"] = ReconstructionJudge(autoencoder)
@@ -81,8 +96,13 @@ class EvaluationModule(L.LightningModule):
         data.select(self.judges.keys())
         self._check_loaders(data)
 
-    def on_test_epoch_start(self) -> None:
+    def on_test_start(self) -> None:
+        """Scores the samples, if a critic is given, and decides which of them are judged."""
         self._started_s = time.monotonic()
+        if "samples" in self.judges:
+            self.judges["samples"].judge(self.rejection.choose(self.trainer.datamodule, self.device))
+
+    def on_test_epoch_start(self) -> None:
         names = self.trainer.datamodule.test_names
         self._counts = torch.zeros(len(names), dtype=torch.int64, device=self.device)
 
@@ -108,14 +128,18 @@ class EvaluationModule(L.LightningModule):
             path = Path(self.trainer.default_root_dir, REPORT)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, self._report(figures, counts))
-            _print_table([figure for figure in figures.values() if not isinstance(figure.value, list)], path)
+            _print_table(
+                [figure for figure in figures.values() if not isinstance(figure.value, list)],
+                self.rejection.fractions if self.rejection.parts else [1.0],
+                path,
+            )
 
     def _report(self, figures: dict[str, Figure], counts: list[int]) -> dict[str, Any]:
         data: EvaluationDataModule = self.trainer.datamodule
         network = self.judges["samples"].network if "samples" in self.judges else None
         return {
             "metrics": {key: figure.value for key, figure in figures.items()},
-            "names": {key: figure.name for key, figure in figures.items()},
+            "names": {key: figure.full_name for key, figure in figures.items()},
             "counts": dict(zip(data.test_names, counts, strict=True)),
             "unreadable": {
                 name: data.num_test_samples(name) - count
@@ -123,6 +147,7 @@ class EvaluationModule(L.LightningModule):
             },
             "features": network
             and {"name": network.name, "layers": network.layers, "fingerprint": network.fingerprint},
+            "rejection": self.rejection.report(),
             "inputs": {
                 "samples": data.samples,
                 "real": getattr(data, data.real) or f"{data.train} ({data.real} part)",
@@ -145,15 +170,19 @@ class EvaluationModule(L.LightningModule):
 
     def _sample_judge(self, data: EvaluationDataModule) -> SampleJudge:
         network = FeatureNetwork(self.features, self.weights)
+        is_critic = False
         if isinstance(network.extractor, ClassifierFeatures):
             _check_classifier(self.weights, network.extractor, data)
+            is_critic = fingerprint(network.extractor.network) == self.rejection.fingerprint
         judge = SampleJudge(
             network,
             image_shape=(data.channels, data.image_size, data.image_size),
             num_classes=data.num_classes,
             splits=self.splits,
+            fractions=self.rejection.fractions,
+            is_critic=is_critic,
         )
-        judge.check(data.num_test_samples("samples"), data.num_test_samples("real"))
+        judge.check(data.sample_labels, data.num_test_samples("real"), self.rejection.samples_each)
         return judge
 
     def _code_judges(self, data: EvaluationDataModule) -> dict[str, CodeJudge]:
@@ -224,28 +253,24 @@ def _check_channels(path: str, loaded: Loaded, data: EvaluationDataModule) -> No
 
 def _check_classifier(path: str, classifier: ClassifierFeatures, data: EvaluationDataModule) -> None:
     """Refuses a classifier that was trained on other images or classes."""
-    known = classifier.facts
-    found = {
-        "image_size": known["image_size"],
-        **{k: known["network"][k] for k in ("channels", "num_classes")},
-    }
+    found = trained_for(classifier.facts)
     wanted = {"image_size": data.image_size, "channels": data.channels, "num_classes": data.num_classes}
-    if data.num_classes == 0:
-        wanted["num_classes"] = found["num_classes"]  # without labels only the features count
-    if found != wanted:
-        raise ValueError(f"{path} was trained for {_pairs(found)}, but the data has {_pairs(wanted)}.")
-    classes = list(data.classes)
-    if classes and known["classes"] != classes:
-        raise ValueError(f"{path} was trained on the classes {known['classes']}, but the data has {classes}.")
+    if data.num_classes == 0:  # without labels only the features count
+        check_classifier(path, found, {**wanted, "num_classes": found["num_classes"]})
+    else:
+        check_classifier(path, found, wanted, classifier.facts["classes"], data.classes)
 
 
-def _pairs(values: dict[str, int]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())
-
-
-def _print_table(figures: list[Figure], path: Path) -> None:
-    width = max(len(figure.name) for figure in figures)
-    print()  # ends the progress bar's line
+def _print_table(figures: list[Figure], fractions: list[float], path: Path) -> None:
+    """A row a figure; those of the samples have a column for each of the fractions."""
+    rows: dict[str, list[str]] = {}
+    if fractions != [1]:
+        rows["samples kept of each class, the critic's best"] = [f"{fraction:g}" for fraction in fractions]
     for figure in figures:
-        print(f"{figure.name:<{width}}  {figure.value:.5g}")
+        value = f"{figure.value}" if isinstance(figure.value, int) else f"{figure.value:.5g}"
+        rows.setdefault(figure.name, []).append(value)
+    width = max(map(len, rows))
+    print()  # ends the progress bar's line
+    for name, values in rows.items():
+        print(f"{name:<{width}}  {' '.join(f'{value:<9}' for value in values)}".rstrip())
     print(f"All figures with counts and inputs: {path}")

@@ -95,9 +95,14 @@ def _small(channels: int, widths: Sequence[int], blocks: int, stem_stride: int) 
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
+def residual_networks() -> list[str]:
+    """The names of torchvision's residual networks for images."""
+    return models.list_models(models, include=["resnet*", "resnext*", "wide_resnet*"])
+
+
 def _torchvision(architecture: str, channels: int) -> tuple[nn.Module, int]:
     """A residual network without its last layer, and F."""
-    names = models.list_models(models, include=["resnet*", "resnext*", "wide_resnet*"])
+    names = residual_networks()
     if architecture not in names:
         wanted = ", ".join([SMALL, *names])
         raise ValueError(f"There is no architecture '{architecture}', wanted one of {wanted}.")
