@@ -6,15 +6,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 export MPLBACKEND := Agg
 
-DEMO_STAGES := fit:vqvae predict:encode fit:top fit:bottom fit:classifier predict:sample test:eval
+DEMO_STAGES := fit:vqvae predict:encode fit:top fit:bottom fit:classifier predict:sample predict:complete test:eval
 
-.PHONY: help demo test lint encode-latents sample eval-fid clean
+.PHONY: help demo test lint encode-latents sample complete eval-fid clean
 
 help:
 	@echo "make demo                        the whole pipeline on embedded digits, about ten minutes on two cores"
 	@echo "make test | make lint            the tests | ruff"
 	@echo "make encode-latents CONFIG=demo  images -> latent shards (configs/demo_encode.yaml)"
 	@echo "make sample CONFIG=demo          class-conditional samples (configs/demo_sample.yaml)"
+	@echo "make complete CONFIG=demo        images whose upper half is given (configs/demo_complete.yaml)"
 	@echo "make eval-fid CONFIG=demo        FID, IS and likelihoods (configs/demo_eval.yaml)"
 	@echo "make clean                       removes the environment and caches; runs/ stays"
 
@@ -27,10 +28,16 @@ demo: $(READY)
 		$$command || exit 1; \
 	done; \
 	echo "[$$(elapsed)] python experiments/page.py runs/demo"; \
-	python experiments/page.py runs/demo && echo "[$$(elapsed)] demo done"
+	python experiments/page.py runs/demo && \
+	echo "[$$(elapsed)] python experiments/recognise_digits.py runs/demo/samples --fractions 1 0.5 0.25" && \
+	python experiments/recognise_digits.py runs/demo/samples --fractions 1 0.5 0.25 && \
+	echo "[$$(elapsed)] demo done"
 
 encode-latents: $(READY)
 	$(BIN)/lightning predict -c configs/$(CONFIG)_encode.yaml
+
+complete: $(READY)
+	$(BIN)/lightning predict -c configs/$(CONFIG)_complete.yaml
 
 sample: $(READY)
 	$(BIN)/lightning predict -c configs/$(CONFIG)_sample.yaml

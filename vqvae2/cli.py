@@ -21,8 +21,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tqdm import tqdm
 
 from vqvae2.callbacks.loggers import MetricsFile, WandbLogger, WandbSettings
+from vqvae2.callbacks.progress import ImageProgress
 from vqvae2.callbacks.run_folder import RunCheckpoint, StreamedCheckpoints, check_writable
 from vqvae2.composition import UsageError, compose, config_files
+from vqvae2.data.chunks import ChunkedDataModule
 from vqvae2.usage import check_job, check_verb, one_line, underlying, usage_line
 
 SHARDED = "meta.pt"  # marks a checkpoint that is a folder, as sharded training writes it
@@ -175,12 +177,17 @@ class SuiteCLI(LightningCLI):
         if settings.trainer.enable_progress_bar is not False and not any(
             isinstance(callback, ProgressBar) for callback in callbacks
         ):
-            every = 50 if self.subcommand == "fit" and not sys.stdout.isatty() else 1  # batches
-            settings.trainer.callbacks = [*callbacks, TQDMProgressBar(refresh_rate=every)]
+            settings.trainer.callbacks = [*callbacks, self._progress_bar()]
         try:
             return super().instantiate_trainer(logger=self._loggers(settings) or False, **kwargs)
         except TypeError as error:  # Lightning's, of an option such as devices
             raise UsageError(f"'trainer': {error}") from error
+
+    def _progress_bar(self) -> ProgressBar:
+        if isinstance(self.datamodule, ChunkedDataModule) and self.subcommand == "predict":
+            return ImageProgress()
+        every = 50 if self.subcommand == "fit" and not sys.stdout.isatty() else 1  # batches
+        return TQDMProgressBar(refresh_rate=every)
 
     def _loggers(self, settings: Any) -> list[Logger]:
         folder = self._run_folder(settings)

@@ -177,7 +177,7 @@ def test_encode_views(folder):
     augment = Augment(shift=2)
     data = module(folder, augment=augment, encode_views=2, encode_flips=True, chunk_size=5, holdout=0.3)
     assert data.num_views == 4
-    assert data.split_names == ("train", "val")
+    assert list(data.predict_datasets()) == ["train", "val"]
     train, val = data.predict_dataloader()
     batches = list(train)
     count = len(data.splits["train"])
@@ -343,7 +343,7 @@ def test_lightning_fits_and_predicts_with_and_without_held_out_images(folder, tm
     assert set(recorder.validated).isdisjoint(trained)
     assert set(recorder.validated) | set(trained) == {f"{'ab'[n // 6]}/{n:02d}" for n in range(12)}
     trainer.predict(recorder, datamodule=data, return_predictions=False)
-    predicted = {number: [] for number in range(len(data.split_names))}
+    predicted = {number: [] for number in range(len(data.predict_datasets()))}
     for number, keys in recorder.predicted:
         predicted[number].extend(keys)
     assert predicted[0] == sorted(set(trained))

@@ -74,18 +74,21 @@ def test_without_shuffling_it_is_the_order_of_the_data(monkeypatch):
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 7])
-def test_a_chunk_is_cut_into_the_same_batches_on_one_rank_whatever_the_world(monkeypatch, world_size):
-    chunks = ChunkBatches(103, batch_size=6, chunk_size=20)
-    (alone,) = on_ranks(monkeypatch, chunks, 1)
-    assert flat(alone) == list(range(103))
+@pytest.mark.parametrize("finished", [(), (0, 3), (5,), range(6)])
+def test_a_chunk_is_cut_into_the_same_batches_on_one_rank_whatever_the_world(
+    monkeypatch, world_size, finished
+):
+    (whole,) = on_ranks(monkeypatch, ChunkBatches(103, batch_size=6, chunk_size=20), 1)
+    assert flat(whole) == list(range(103))
+    chunks = ChunkBatches(103, batch_size=6, chunk_size=20, finished=finished)
+    assert chunks.num_finished == sum(sample // 20 in finished for sample in range(103))
     ranks = on_ranks(monkeypatch, chunks, world_size)
-    assert sorted(flat(ranks)) == alone  # the batches are the same ones, dealt out
-    owners = {}
-    for rank, batches in enumerate(ranks):
-        for batch in batches:
-            assert batch[0] // 20 == batch[-1] // 20  # no batch crosses a chunk's border
-            owners.setdefault(batch[0] // 20, set()).add(rank)
-    assert all(len(ranks) == 1 for ranks in owners.values())
+    assert all(ranks)  # a rank without a chunk has an empty batch
+    dealt = sorted(batch for batches in ranks for batch in batches if batch)
+    assert dealt == [batch for batch in whole if batch[0] // 20 not in finished]
+    owned = [{batch[0] // 20 for batch in batches if batch} for batches in ranks]
+    assert sum(map(len, owned)) == 6 - len(finished)  # a chunk belongs to one rank
+    assert len(owned[0]) - min(map(len, owned)) <= 1
 
 
 def test_real_ranks_ask_when_they_iterate():

@@ -13,7 +13,9 @@ import torch
 import webdataset
 from PIL import Image
 
+from tests.killed import kill_at_rename, survives_rename
 from tests.ranks import run_ranks
+from tests.sample_job import run
 from vqvae2 import distributed
 from vqvae2.callbacks.latents import LatentWriter
 from vqvae2.data.images import ImageBatch, ImageDataModule
@@ -52,14 +54,14 @@ def folders(tmp_path_factory):
 
 
 def image_data(folders, **options):
-    options = {"image_size": 16, "batch_size": 4, "chunk_size": 10, **options}
-    return ImageDataModule(train=str(folders / "train"), val=str(folders / "val"), **options)
+    options = {"val": str(folders / "val"), "image_size": 16, "batch_size": 4, "chunk_size": 10, **options}
+    return ImageDataModule(train=str(folders / "train"), **options)
 
 
 def all_images(data):
     """What the encode job sees: {split: ImageBatch of all its images}."""
     splits = {}
-    for split, loader in zip(data.split_names, data.predict_dataloader(), strict=True):
+    for split, loader in zip(data.predict_datasets(), data.predict_dataloader(), strict=True):
         images, labels, index, keys = zip(*loader, strict=True)
         splits[split] = ImageBatch(torch.cat(images), torch.cat(labels), torch.cat(index), list(chain(*keys)))
     return splits
@@ -79,16 +81,9 @@ def checkpoint(network, tmp_path):
     return path
 
 
-def encode(checkpoint, folder, images, **options):
-    trainer = L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        use_distributed_sampler=False,
-        callbacks=[LatentWriter(str(folder), samples_per_record=4)],
-        **options,
-    )
-    trainer.predict(EncodeModule(str(checkpoint)), images, return_predictions=False)
+def encode(checkpoint, folder, images, *, samples_per_record=4, overwrite=False):
+    writer = LatentWriter(str(folder), samples_per_record, overwrite=overwrite)
+    run(EncodeModule(str(checkpoint)), images, writer)
     return folder
 
 
@@ -143,12 +138,12 @@ def test_the_manifest_and_the_shards_describe_the_codes(network, checkpoint, fol
 def test_one_and_two_ranks_write_the_same_folder(checkpoint, folders, tmp_path):
     def work():
         os.environ["LOCAL_RANK"] = str(distributed.rank())  # Lightning then starts no processes itself
-        encode(checkpoint, tmp_path / "two", image_data(folders), strategy="ddp", devices=2)
+        encode(checkpoint, tmp_path / "two", image_data(folders))
 
     run_ranks(work)
     alone = encode(checkpoint, tmp_path / "one", image_data(folders))
     assert hashes(tmp_path / "two") == hashes(alone)
-    assert len(hashes(alone)) == 4 + 1 + 1
+    assert len(hashes(alone)) == 4 + 1 + 2  # the shards of both splits, job.json and manifest.json
 
 
 def spoil(folders, target, keys):
@@ -192,12 +187,13 @@ def test_a_broken_run_leaves_no_manifest_and_the_next_one_mends_the_folder(check
     wanted = hashes(folder)
     (folder / "train" / "000077.tar").write_bytes(b"of an older, larger run")
     (folder / "val" / "000000.tar.part").write_bytes(b"of a run that was killed")
+    assert hashes(encode(checkpoint, folder, image_data(folders))) == wanted
     spoilt = spoil(folders, tmp_path / "images", ["val/a/03"])
     with pytest.raises(ValueError, match="cannot be read"):
-        encode(checkpoint, folder, image_data(spoilt, strict=True))
+        encode(checkpoint, folder, image_data(spoilt, strict=True), overwrite=True)
     with pytest.raises(ValueError, match="not finished"):
         read_manifest(folder)
-    assert hashes(encode(checkpoint, folder, image_data(folders))) == wanted
+    assert hashes(encode(checkpoint, folder, image_data(folders), overwrite=True)) == wanted
 
 
 def test_errors_come_before_the_first_batch(checkpoint, folders, tmp_path):
@@ -211,3 +207,104 @@ def test_errors_come_before_the_first_batch(checkpoint, folders, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"latents cannot be made: .*file is a file"):
         encode(checkpoint, tmp_path / "file" / "latents", image_data(folders))
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """How many images are encoded from now on in this process, batch by batch."""
+    counts = []
+    step = EncodeModule.predict_step
+
+    def spy(self, batch, *args, **kwargs):
+        counts.append(len(batch.keys))
+        return step(self, batch, *args, **kwargs)
+
+    monkeypatch.setattr(EncodeModule, "predict_step", spy)
+    return counts
+
+
+@pytest.mark.parametrize("number", [1, 2, 4, 6, 7])  # job.json, four shards, one, manifest.json
+def test_a_killed_job_is_completed_to_the_same_bytes(checkpoint, folders, tmp_path, encoded, number):
+    wanted = hashes(encode(checkpoint, tmp_path / "whole", image_data(folders)))
+    folder = tmp_path / "killed"
+    assert not survives_rename(number, lambda: encode(checkpoint, folder, image_data(folders)))
+    left = {path: digest for path, digest in hashes(folder).items() if path.suffix == ".tar"}
+    assert left.items() <= wanted.items()
+    encoded.clear()
+    assert hashes(encode(checkpoint, folder, image_data(folders))) == wanted
+    assert sum(encoded) == {1: 41, 2: 41, 4: 21, 6: 7, 7: 0}[number]
+    encoded.clear()
+    encode(checkpoint, folder, image_data(folders, batch_size=5))
+    assert (hashes(folder), sum(encoded)) == (wanted, 0)
+
+
+def test_two_ranks_complete_what_two_ranks_began(checkpoint, folders, tmp_path):
+    def begin():
+        os.environ["LOCAL_RANK"] = str(distributed.rank())
+        if distributed.rank() == 1:
+            kill_at_rename(2)
+        encode(checkpoint, tmp_path / "two", image_data(folders))
+
+    def complete():
+        os.environ["LOCAL_RANK"] = str(distributed.rank())
+        encode(checkpoint, tmp_path / "two", image_data(folders))
+
+    with pytest.raises(AssertionError):
+        run_ranks(begin)
+    run_ranks(complete)
+    assert hashes(tmp_path / "two") == hashes(encode(checkpoint, tmp_path / "one", image_data(folders)))
+
+
+def test_files_without_unreadable_images_are_whole(checkpoint, folders, tmp_path, encoded):
+    keys = all_images(image_data(folders))["train"].keys
+    spoilt = spoil(folders, tmp_path / "images", [f"train/{keys[i]}" for i in (0, 11, *range(20, 30))])
+    folder = encode(checkpoint, tmp_path / "latents", image_data(spoilt))
+    before = hashes(folder)
+    encoded.clear()
+    encode(checkpoint, folder, image_data(spoilt))
+    assert (hashes(folder), encoded) == (before, [0, 0])  # nothing was read again
+    (folder / "manifest.json").unlink()  # now the third file may be missing because nobody came to it
+    assert hashes(encode(checkpoint, folder, image_data(spoilt))) == before
+    assert sum(encoded) == 0
+    (folder / "manifest.json").unlink()
+    shutil.copy(folder / "train/000000.tar", folder / "train/000001.tar")
+    assert hashes(encode(checkpoint, folder, image_data(spoilt))) == before
+    assert sum(encoded) == 9
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encode_flips": True}, "its encode_flips is false, this job's is true"),
+        ({"chunk_size": 11}, "its chunk_size is 10, this job's is 11"),
+        ({"val": None, "holdout": 0.2}, "its val is "),
+    ],
+)
+def test_codes_of_other_images_are_not_mixed(checkpoint, folders, tmp_path, options, message):
+    folder = encode(checkpoint, tmp_path / "latents", image_data(folders))
+    before = hashes(folder)
+    with pytest.raises(ValueError, match=message):
+        encode(checkpoint, folder, image_data(folders, **options))
+    assert hashes(folder) == before
+
+
+def test_renamed_images_are_other_images(checkpoint, folders, tmp_path):
+    images = shutil.copytree(folders, tmp_path / "images")
+    folder = encode(checkpoint, tmp_path / "latents", image_data(images))
+    first = next((images / "train/a").iterdir())
+    first.rename(first.with_stem("renamed"))
+    with pytest.raises(ValueError, match="its names_and_labels is"):
+        encode(checkpoint, folder, image_data(images))
+
+
+def test_files_are_not_left_half_full(checkpoint, folders, tmp_path):
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        limit_predict_batches=2,
+        callbacks=[LatentWriter(str(tmp_path / "latents"))],
+    )
+    with pytest.raises(ValueError, match="limit_predict_batches is 2, which would leave files half full"):
+        trainer.predict(EncodeModule(str(checkpoint)), image_data(folders), return_predictions=False)
+    assert not (tmp_path / "latents").exists()

@@ -1,52 +1,30 @@
 """The sample job: labels → codes → images → shards."""
 
+import csv
 import io
 import json
 import os
-import tarfile
+import weakref
+from collections import Counter
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.checkpoints import latent_spec, save_autoencoder, save_chain, save_prior
+from tests.checkpoints import IMAGE_SIZE, latent_spec, save, save_autoencoder, save_chain, save_prior
 from tests.ranks import run_ranks
-from vqvae2.callbacks.samples import SampleWriter
+from tests.sample_job import read, sample
 from vqvae2.data.requests import SampleRequests
 from vqvae2.data.sources import open_source
+from vqvae2.modules import sample as sample_module
 from vqvae2.modules.checkpoint import load_network
+from vqvae2.modules.memory import USABLE, check_batch, forward_bytes, free_bytes
 from vqvae2.modules.sample import SampleModule
+from vqvae2.nn.classifier import Classifier
 from vqvae2.pixels import to_uint8
-
-
-def sample(folder, autoencoder, priors, *, per_class=4, batch_size=3, chunk_size=5, classes=None, **options):
-    ranks = {"strategy": "ddp", "devices": 2} if torch.distributed.is_initialized() else {}
-    options = {"temperatures": [1.0] * len(priors), **options}
-    module = SampleModule(autoencoder=autoencoder, priors=priors, **options)
-    data = SampleRequests(per_class=per_class, batch_size=batch_size, chunk_size=chunk_size, classes=classes)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        use_distributed_sampler=False,
-        callbacks=[SampleWriter(str(folder), grid_columns=3, grid_rows=2)],
-        **ranks,
-    )
-    trainer.predict(module, data, return_predictions=False)
-    return folder
-
-
-def read(folder):
-    """{key: {extension: bytes}} of all shards, in order."""
-    samples = {}
-    for path in sorted(folder.glob("*.tar")):
-        with tarfile.open(path) as tar:
-            for member in tar:
-                key, _, extension = member.name.partition(".")
-                samples.setdefault(key, {})[extension] = tar.extractfile(member).read()
-    return samples
+from vqvae2.sampling.ancestral import ChainSampler
 
 
 def without_rounding(samples):
@@ -118,14 +96,27 @@ def test_a_model_without_classes_samples_images_without_labels(tmp_path):
     assert all("cls" not in members for members in samples.values())
 
 
+WRONG_DRAWS = [
+    ({"temperatures": [1.0, 0.0]}, "Level bottom: temperature is 0.0, wanted above 0"),
+    ({"temperatures": [-0.5, 1.0]}, "Level top: temperature is -0.5"),
+    ({"temperatures": [1.0]}, r"temperatures is \[1.0\], wanted one for each of the 2 priors"),
+    ({"top_k": [0, None]}, "Level top: top_k is 0, wanted 1 to 16"),
+    ({"top_k": [None, 17]}, "Level bottom: top_k is 17"),
+    ({"top_k": []}, r"top_k is \[\], wanted one for each"),
+    ({"top_p": [None, 1.5]}, "Level bottom: top_p is 1.5"),
+    ({"top_p": [0.5, 0.5, 0.5]}, r"top_p is .*, wanted one for each of the 2"),
+]
+
+
 def test_impossible_requests_are_refused(tmp_path):
     _, autoencoder, priors = save_chain(tmp_path)
     with pytest.raises(ValueError, match="no class 3: the priors know 0 to 2"):
         sample(tmp_path / "samples", autoencoder, priors, classes=[1, 3])
     with pytest.raises(ValueError, match="classes is empty"):
         sample(tmp_path / "samples", autoencoder, priors, classes=[])
-    with pytest.raises(ValueError, match="one above 0"):
-        sample(tmp_path / "samples", autoencoder, priors, temperatures=[1.0, 0.0])
+    for wrong, message in WRONG_DRAWS:
+        with pytest.raises(ValueError, match=message):
+            sample(tmp_path / "samples", autoencoder, priors, **wrong)
     with pytest.raises(ValueError, match=r"levels bottom, top; .* needs top, bottom"):
         sample(tmp_path / "samples", autoencoder, priors[::-1])
     with pytest.raises(ValueError, match=r"0\.ckpt holds a network of kind 'prior', wanted 'autoencoder'"):
@@ -140,18 +131,6 @@ def test_priors_of_different_latents_are_refused(tmp_path):
         sample(tmp_path / "samples", autoencoder, [priors[0], unlabelled])
 
 
-def test_an_older_run_is_replaced_and_strangers_are_left_alone(tmp_path):
-    _, autoencoder, priors = save_chain(tmp_path)
-    folder = sample(tmp_path / "samples", autoencoder, priors)
-    strangers = [folder / "mine.tar", folder / "deeper" / "000009.tar"]
-    for path in strangers:
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"")
-    sample(folder, autoencoder, priors, per_class=1)
-    assert all(path.exists() for path in strangers)
-    assert sorted(path.name for path in folder.glob("0*.tar")) == ["000000.tar"]
-
-
 def test_priors_of_another_autoencoder_are_refused_with_both_fingerprints(tmp_path):
     network, autoencoder, priors = save_chain(tmp_path)
     _, other = save_autoencoder(tmp_path / "other.ckpt", seed=1)
@@ -160,3 +139,166 @@ def test_priors_of_another_autoencoder_are_refused_with_both_fingerprints(tmp_pa
         sample(tmp_path / "samples", autoencoder, [priors[0], strange])
     for each in (network, other):
         assert latent_spec(each, 3).autoencoder[:16] in str(error.value)
+
+
+def pattern(per_class, num_classes=10, **options):
+    return SampleRequests(per_class=per_class, batch_size=1, **options).pattern(num_classes)
+
+
+def test_labels_repeat_in_the_proportions_asked_for():
+    assert pattern(7, classes=[4, 2]) == [4, 2]
+    assert pattern(7, num_classes=3) == [0, 1, 2]
+    assert pattern(7, num_classes=0) == [-1]
+    assert pattern({3: 100, 7: 20}) == [3, 7, 3, 3, 3, 3]
+    assert pattern({3: 200, 7: 40}) == pattern({3: 100, 7: 20})
+    assert pattern({3: 101, 7: 20}) == [3, 7] * 20 + [3] * 81
+
+
+def test_as_many_of_each_class_as_asked_for(tmp_path):
+    _, autoencoder, priors = save_chain(tmp_path)
+    samples = read(sample(tmp_path / "a", autoencoder, priors, per_class={2: 4, 0: 2}))
+    assert [int(members["cls"]) for members in samples.values()] == [2, 0, 2] * 2
+    more = read(sample(tmp_path / "b", autoencoder, priors, per_class={2: 8, 0: 4}))
+    assert without_rounding(samples) == without_rounding({key: more[key] for key in samples})
+
+
+def test_counts_that_make_no_request_are_refused():
+    wrong = [
+        ({"per_class": {3: 0}}, "per_class 3 is 0, wanted at least 1"),
+        ({"per_class": {}}, "per_class is empty"),
+        ({"per_class": {3: 1}, "classes": [3]}, "per_class names the classes and classes does too"),
+        ({"per_class": 2, "classes": [3, 3]}, "wanted each once"),
+    ]
+    for options, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            SampleRequests(batch_size=1, **options)
+    with pytest.raises(ValueError, match="no class 10: the priors know 0 to 9"):
+        pattern({3: 1, 10: 1})
+    with pytest.raises(ValueError, match="asked of priors without classes"):
+        pattern({3: 1}, num_classes=0)
+
+
+def test_the_likeliest_code_is_drawn_where_there_is_no_other_choice(tmp_path):
+    _, autoencoder, priors = save_chain(tmp_path)
+    options = {"per_class": 1, "writer": {"grid_columns": 1}}
+    coldest = sample(tmp_path / "a", autoencoder, priors, temperatures=[1e-6, 1e-6], **options)
+    first = sample(tmp_path / "b", autoencoder, priors, top_k=[1, 1], **options)
+    narrow = sample(tmp_path / "c", autoencoder, priors, top_p=[1e-6, None], top_k=[None, 1], **options)
+    assert read(coldest) == read(first) == read(narrow)
+    assert read(first) != read(sample(tmp_path / "d", autoencoder, priors, **options))
+
+
+def test_what_is_approximate_says_so(tmp_path, capsys):
+    _, autoencoder, priors = save_chain(tmp_path)
+    folder = sample(tmp_path / "a", autoencoder, priors, temperatures=[1.0, 0.9], top_k=[3, None])
+    assert "top_k 3 on top, temperature 0.9 on bottom" in capsys.readouterr().out
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["approximate"]
+    assert manifest["draws"]["bottom"] == {"temperature": 0.9, "top_k": None, "top_p": None}
+    exact = sample(tmp_path / "b", autoencoder, priors)
+    assert "Approximate" not in capsys.readouterr().out
+    assert not json.loads((exact / "manifest.json").read_text())["approximate"]
+
+
+def save_critic(path, num_classes=3, image_size=IMAGE_SIZE):
+    torch.manual_seed(1)
+    options = {"num_classes": num_classes, "channels": 1, "architecture": "small", "widths": [4], "blocks": 1}
+    critic = Classifier(**options).eval()
+    facts = {"image_size": image_size, "classes": [str(label) for label in range(num_classes)]}
+    return save(path, critic, kind="classifier", network=options, **facts), critic
+
+
+@torch.no_grad()
+def test_scores_are_those_of_the_stored_images_and_classes(tmp_path):
+    _, autoencoder, priors = save_chain(tmp_path)
+    path, critic = save_critic(tmp_path / "critic.ckpt")
+    folder = sample(tmp_path / "samples", autoencoder, priors, critic=path)
+    with (folder / "scores.csv").open() as file:
+        table = list(csv.DictReader(file))
+    samples = read(folder)
+    assert len(table) == len(samples)
+    for row, (key, members) in zip(table, samples.items(), strict=True):
+        facts = json.loads(members["json"])
+        image = torch.from_numpy(np.array(Image.open(io.BytesIO(members["png"])), np.float32) / 127.5 - 1)
+        label = int(members["cls"])
+        score = critic(image[None, None]).log_softmax(1)[0, label].item()
+        assert facts["critic_log_score"] == pytest.approx(score, abs=1e-5)
+        assert (int(row["index"]), int(row["label"])) == (int(key), label)
+        assert float(row["critic_log_score"]) == facts["critic_log_score"]
+        assert float(row["nll_bottom"]) == facts["nll_nats"]["bottom"]
+    assert len({row["critic_log_score"] for row in table}) > 3
+    assert json.loads((folder / "manifest.json").read_text())["critic"] == path
+
+
+def test_critics_of_other_classes_or_sizes_are_refused(tmp_path):
+    _, autoencoder, priors = save_chain(tmp_path)
+    for options, message in ({"num_classes": 4}, "num_classes 4"), ({"image_size": 24}, "image_size 24"):
+        path, _ = save_critic(tmp_path / "critic.ckpt", **options)
+        with pytest.raises(ValueError, match=f"critic.ckpt was trained for .*{message}"):
+            sample(tmp_path / "samples", autoencoder, priors, critic=path)
+
+
+def test_a_batch_that_does_not_fit_is_refused_with_one_that_does(tmp_path, monkeypatch):
+    _, autoencoder, priors = save_chain(tmp_path)
+    module = SampleModule(autoencoder=autoencoder, priors=priors, temperatures=[1.0, 1.0])
+    needed = module._batch_bytes(torch.device("cpu"))
+    assert needed(10) > ChainSampler.memory_bytes(list(module.priors), 10) > 0
+    monkeypatch.setattr(sample_module, "free_bytes", lambda device: needed(10) / USABLE + 1)
+    with pytest.raises(ValueError, match=r"A batch of 11 needs .* Set batch_size to 10, which fits"):
+        sample(tmp_path / "samples", autoencoder, priors, batch_size=11)
+    assert not (tmp_path / "samples").exists()
+    sample(tmp_path / "samples", autoencoder, priors, batch_size=10)
+    monkeypatch.setattr(sample_module, "free_bytes", lambda device: 0)
+    with pytest.raises(ValueError, match="Not even one image fits"):
+        sample(tmp_path / "others", autoencoder, priors)
+    monkeypatch.setattr(sample_module, "free_bytes", lambda device: None)
+    sample(tmp_path / "others", autoencoder, priors, batch_size=10**9)
+
+
+@pytest.mark.parametrize("fits", range(1, 25))
+def test_the_largest_batch_that_fits_is_named(fits):
+    with pytest.raises(ValueError, match=f"Set batch_size to {fits},"):
+        check_batch(25, lambda size: 1000 * size, (1000 * fits + 1) / USABLE, torch.device("cpu"))
+    check_batch(fits, lambda size: 1000 * size, (1000 * fits + 1) / USABLE, torch.device("cpu"))
+
+
+def test_what_is_free_is_known_under_linux_alone(monkeypatch, tmp_path):
+    table = tmp_path / "meminfo"
+    table.write_text("MemTotal:       16000000 kB\nMemAvailable:    2000 kB\nHugePages_Total:       0\n")
+    monkeypatch.setattr("vqvae2.modules.memory._MEMINFO", table)
+    assert free_bytes(torch.device("cpu")) == 2000 * 1024
+    monkeypatch.setattr("vqvae2.modules.memory._MEMINFO", tmp_path / "none")
+    assert free_bytes(torch.device("cpu")) is None
+    assert free_bytes(torch.device("mps")) is None
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts what all results of operations hold at the same time, at most."""
+
+    def __init__(self):
+        super().__init__()
+        self.tensors, self.live, self.peak = Counter(), 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            storage = result.untyped_storage()
+            self.change(storage.data_ptr(), storage.nbytes(), +1)
+            weakref.finalize(result, self.change, storage.data_ptr(), storage.nbytes(), -1)
+        return result
+
+    def change(self, address, size, by):
+        before = self.tensors[address]
+        self.tensors[address] += by
+        self.live += size * (bool(before + by) - bool(before))
+        self.peak = max(self.peak, self.live)
+
+
+@torch.inference_mode()
+def test_a_decoder_takes_about_what_is_computed_beforehand(tmp_path):
+    _, network = save_autoencoder(tmp_path / "a.ckpt", hidden=32, residual=16)
+    codes = [torch.zeros(6, *grid, dtype=torch.int64) for grid in network.grids(64, 64)]
+    estimate = forward_bytes(network, lambda shell: shell.decode([level.to("meta") for level in codes]))
+    with LiveBytes() as counted:
+        network.decode(codes)
+    assert 0.5 * estimate < counted.peak < estimate

@@ -1,12 +1,17 @@
 """Writes what the encode job predicts to latent shards."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import lightning as L
 import numpy as np
 
 from vqvae2.callbacks.chunks import ChunkWriter, Splits
 from vqvae2.data.latent_shards import CODES, write_shard
 from vqvae2.data.latents import Manifest, write_manifest
-from vqvae2.data.shards import Shard
+from vqvae2.data.shards import Shard, index_members, read_member
+from vqvae2.data.views import ViewImages
 from vqvae2.modules.encode import Encoded, EncodeModule
 
 
@@ -14,15 +19,46 @@ class LatentWriter(ChunkWriter):
     """One shard for each chunk of the data, in the order of the data, then the manifest.
 
     Args:
-        folder: for the shards; what an older run left there is replaced.
+        folder: for the shards.
         samples_per_record: see `vqvae2.data.latent_shards`.
+        overwrite: see `ChunkWriter`.
     """
 
-    def __init__(self, folder: str, samples_per_record: int = 256) -> None:
-        super().__init__(folder)
+    splits = ("train", "val")
+
+    def __init__(self, folder: str, samples_per_record: int = 256, *, overwrite: bool = False) -> None:
+        super().__init__(folder, overwrite=overwrite)
         if samples_per_record < 1:
             raise ValueError(f"samples_per_record is {samples_per_record}, wanted at least 1.")
         self.samples_per_record = samples_per_record
+
+    def identity(self, trainer: L.Trainer, module: EncodeModule) -> dict[str, Any]:
+        data = trainer.datamodule
+        return {
+            "job": "vqvae2 latents",
+            "autoencoder": module.fingerprint,
+            "precision": trainer.precision,
+            **data.identity(),
+            "num_samples": {name: batches.num_samples for name, batches in data.predict_batches().items()},
+            "chunk_size": data.chunk_size,
+            "samples_per_record": self.samples_per_record,
+        }
+
+    def file(self, split: str, number: int) -> str:
+        return f"{split}/{number:06d}.tar"
+
+    def count_samples(self, path: Path, dataset: ViewImages, samples: range, module: EncodeModule) -> int:
+        keys: list[str] = []
+        for record, members in index_members(path).items():
+            if "keys.json" not in members:
+                raise ValueError(f"its record {record} has no keys.json.")
+            keys += json.loads(read_member(path, members["keys.json"]))
+        images = dataset.split
+        asked = iter([images.key(i % len(images)) for i in samples])
+        # Unreadable images are missing; a view's key is its image's, with what was done to it behind a '#'.
+        if not keys or not all(any(f"{key}#".startswith(f"{name}#") for name in asked) for key in keys):
+            raise ValueError(f"its {len(keys)} samples are not those of this job.")
+        return len(keys)
 
     def keep(self, prediction: Encoded) -> Encoded:
         small = tuple(level.numpy().astype(CODES) for level in prediction.codes)  # a chunk of int64 is large
@@ -31,7 +67,7 @@ class LatentWriter(ChunkWriter):
     def write_chunk(self, split: str, number: int, predictions: list[Encoded], module: EncodeModule) -> Shard:
         return write_shard(
             self.folder,
-            f"{split}/{number:06d}.tar",
+            self.file(split, number),
             module.spec,
             codes=[np.concatenate(level) for level in zip(*(p.codes for p in predictions), strict=True)],
             labels=np.concatenate([prediction.labels for prediction in predictions]),

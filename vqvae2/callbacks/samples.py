@@ -1,82 +1,165 @@
-"""Writes what the sample job predicts: shards of images and codes, a manifest, and a picture to look at."""
+"""Writes what the sample job predicts: shards of images and codes, scores, a picture, a manifest."""
 
+import csv
+import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
-from torchvision.utils import make_grid
+from torch.utils.data import Dataset
 
 from vqvae2.callbacks.chunks import ChunkWriter, Splits
-from vqvae2.data.decode import to_pixels
+from vqvae2.callbacks.sample_grids import StoredImages, prompt_grid, sample_grid
 from vqvae2.data.latent_shards import CODES
-from vqvae2.data.shards import MANIFEST, Shard, npy_bytes, write_json, write_tar
-from vqvae2.data.sources import open_source
+from vqvae2.data.prompts import SAMPLES, PromptRequests
+from vqvae2.data.requests import SPLIT
+from vqvae2.data.scores import LOG_SCORE, SCORES
+from vqvae2.data.shards import (
+    MANIFEST,
+    Shard,
+    index_members,
+    npy_bytes,
+    read_member,
+    write_json,
+    write_tar,
+)
 from vqvae2.modules.sample import SampleModule, Samples
 from vqvae2.pixels import png_bytes, write_png
+
+GRID = "grid.png"
 
 
 class SampleWriter(ChunkWriter):
     """One WebDataset tar a chunk; sample KEY is its number and has the members
 
         KEY.png  the image, lossless     KEY.cls  its label, as text (none without classes)
-        KEY.json seed, number and negative log-likelihood in nats of each level
+        KEY.json seed, number, negative log-likelihood in nats of each level, of kept codes too; with a critic
+                 its log score; with prompts the number of the prompt within its folder
         KEY.top.npy … KEY.bottom.npy     uint16 [h, w], the codes
 
+    and beside them `scores.csv` (see `vqvae2.data.scores`), `grid.png` and `manifest.json`.
+
     Args:
-        folder: for the shards, `manifest.json` and `grid.png`.
-        grid_columns: images in a row of the grid; of a model with classes each column is a class.
+        folder: for all this.
+        grid_columns: images in a row of the grid; of a model with classes each column is a class. With
+            prompts two of them show the prompt and what is kept of it.
         grid_rows: its rows.
+        overwrite: see `ChunkWriter`.
     """
 
-    def __init__(self, folder: str, *, grid_columns: int = 10, grid_rows: int = 10) -> None:
-        super().__init__(folder)
+    splits = (SPLIT,)
+    outputs = (SCORES, GRID)
+
+    def __init__(
+        self, folder: str, *, grid_columns: int = 10, grid_rows: int = 10, overwrite: bool = False
+    ) -> None:
+        super().__init__(folder, overwrite=overwrite)
         if min(grid_columns, grid_rows) < 1:
             raise ValueError(f"The grid is {grid_columns} by {grid_rows}, wanted at least one image.")
         self.grid_columns = grid_columns
         self.grid_rows = grid_rows
 
+    def identity(self, trainer: L.Trainer, module: SampleModule) -> dict[str, Any]:
+        data = trainer.datamodule
+        return {
+            "job": SAMPLES,
+            **module.identity(),
+            "precision": trainer.precision,
+            **data.identity(),
+            "chunk_size": data.chunk_size,
+        }
+
+    def file(self, split: str, number: int) -> str:
+        return f"{number:06d}.tar"
+
+    def count_samples(self, path: Path, dataset: Dataset, samples: range, module: SampleModule) -> int:
+        found = index_members(path)
+        keys = [_key(number) for number in samples]
+        if list(found) != keys:
+            raise ValueError(f"it holds {len(found)} samples, wanted the {len(keys)} from {keys[0]} on.")
+        wanted = {"png", "json", *(f"{name}.npy" for name in module.level_names)}
+        if module.spec.num_classes:
+            wanted.add("cls")
+        if any(members.keys() != wanted for members in found.values()):
+            raise ValueError(f"it lacks some of {', '.join(sorted(wanted))}.")
+        return len(found)
+
     def write_chunk(self, split: str, number: int, predictions: list[Samples], module: SampleModule) -> Shard:
-        records = [
-            record for samples in predictions for record in _records(samples, module.level_names, module.seed)
-        ]
-        return write_tar(self.folder, f"{number:06d}.tar", records, num_samples=len(records))
+        records = [record for samples in predictions for record in _records(samples, module)]
+        return write_tar(self.folder, self.file(split, number), records, num_samples=len(records))
 
     def finish(self, splits: Splits, trainer: L.Trainer, module: SampleModule) -> None:
         (shards,) = splits.values()
-        write_png(self.folder / "grid.png", self._grid(shards))
+        data = trainer.datamodule
+        write_scores(self.folder, shards, module.level_names)
+        images = StoredImages(self.folder, shards, data.chunk_size)
+        size = {"columns": self.grid_columns, "rows": self.grid_rows}
+        prompted = isinstance(data, PromptRequests)
+        grid = prompt_grid(images, module, data, **size) if prompted else sample_grid(images, **size)
+        write_png(self.folder / GRID, grid)
         content = {
-            "format": "vqvae2 samples",
-            "num_samples": sum(shard.num_samples for shard in shards),
-            "num_classes": module.num_classes,
+            "format": SAMPLES,
+            "num_samples": images.num_images,
+            "num_classes": module.spec.num_classes,
             "autoencoder": module.spec.autoencoder,
+            "latents": module.spec.to_dict(),
             "checkpoints": module.checkpoints,
+            "critic": module.critic_path,
             "seed": module.seed,
-            "temperatures": module.temperatures,
+            "draws": {
+                name: how._asdict() for name, how in zip(module.level_names, module.draws, strict=True)
+            },
+            "approximate": bool(module.approximations),
+            "request": {**data.identity(), **({"folder": str(data.folder)} if prompted else {})},
             "shards": [vars(shard) for shard in shards],
         }
         write_json(self.folder / MANIFEST, content)
 
-    def _grid(self, shards: tuple[Shard, ...]) -> torch.Tensor:
-        """The first images, uint8 [C, H, W]."""
-        source = open_source(str(self.folder / shards[0].file))
-        count = min(self.grid_columns * self.grid_rows, len(source))
-        images = [torch.tensor(to_pixels(source.read(i))) for i in range(count)]
-        return make_grid(torch.stack(images), nrow=self.grid_columns, padding=1)
+    def teardown(self, trainer: L.Trainer, pl_module: SampleModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        if trainer.is_global_zero and pl_module.approximations:
+            print(f"Approximate, not what the priors have learned: {', '.join(pl_module.approximations)}.")
 
 
-def _records(samples: Samples, level_names: tuple[str, ...], seed: int) -> Iterator[dict[str, Any]]:
+def write_scores(folder: Path, shards: Sequence[Shard], level_names: Sequence[str]) -> None:
+    """Writes `scores.csv` of what the shards hold, aside, and moves it to its place."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["index", "label", LOG_SCORE, *(f"nll_{name}" for name in level_names)])
+    for shard in shards:
+        path = folder / shard.file
+        for members in index_members(path).values():
+            facts = json.loads(read_member(path, members["json"]))
+            label = int(read_member(path, members["cls"])) if "cls" in members else -1
+            nll = [facts["nll_nats"][name] for name in level_names]
+            table.writerow([facts["image"], label, facts.get(LOG_SCORE, ""), *nll])
+    part = folder / f"{SCORES}.part"
+    part.write_text(text.getvalue(), encoding="utf-8", newline="")
+    part.replace(folder / SCORES)
+
+
+def _records(samples: Samples, module: SampleModule) -> Iterator[dict[str, Any]]:
     for row, (image, label, index) in enumerate(
         zip(samples.images, samples.labels, samples.index, strict=True)
     ):
-        levels = dict(zip(level_names, samples.levels, strict=True))
+        levels = dict(zip(module.level_names, samples.levels, strict=True))
         nll = {name: level.nll_nats[row].item() for name, level in levels.items()}
-        record = {"__key__": f"{index:08d}", "png": png_bytes(image)}
+        facts = {"seed": module.seed, "image": index.item(), "nll_nats": nll}
+        if samples.critic_log_scores is not None:
+            facts[LOG_SCORE] = samples.critic_log_scores[row].item()
+        if samples.prompts is not None:
+            facts["prompt"] = samples.prompts[row].item()
+        record = {"__key__": _key(index), "png": png_bytes(image)}
         if label >= 0:
             record["cls"] = str(label.item()).encode()
-        record["json"] = json.dumps({"seed": seed, "image": index.item(), "nll_nats": nll}).encode()
+        record["json"] = json.dumps(facts).encode()
         codes = {
             f"{name}.npy": npy_bytes(level.codes[row].numpy().astype(CODES)) for name, level in levels.items()
         }
         yield {**record, **codes}
+
+
+def _key(number: int) -> str:
+    return f"{number:08d}"

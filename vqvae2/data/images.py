@@ -1,18 +1,21 @@
 """Batches of images for the autoencoder, the classifiers and the encode job."""
 
 import hashlib
+import json
 import logging
+from dataclasses import asdict
 from itertools import chain
+from typing import Any
 
-import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader
 
 from vqvae2 import distributed
 from vqvae2.data.augment import NOTHING, Augment
+from vqvae2.data.chunks import ChunkedDataModule
 from vqvae2.data.decode import Fit
 from vqvae2.data.loader import EpochLoader, batch_loader
-from vqvae2.data.order import ChunkBatches, EpochBatches, check_shares
+from vqvae2.data.order import EpochBatches, check_shares
 from vqvae2.data.sources import ImageSource, open_source
 from vqvae2.data.views import ImageBatch, Split, TrainImages, ViewImages
 
@@ -30,7 +33,7 @@ def held_out(source: ImageSource, fraction: float, seed: int) -> np.ndarray:
     return np.array([int.from_bytes(digest, "big") < fraction * 2**64 for digest in digests])
 
 
-class ImageDataModule(L.LightningDataModule):
+class ImageDataModule(ChunkedDataModule):
     """Images in, batches out. Locations are what `open_source` takes.
 
     Args:
@@ -110,11 +113,6 @@ class ImageDataModule(L.LightningDataModule):
         return self._splits
 
     @property
-    def split_names(self) -> tuple[str, ...]:
-        """The splits in the order of the predict loaders."""
-        return tuple(self.splits)
-
-    @property
     def num_views(self) -> int:
         """How often the encode job sees each training image."""
         return self.encode_views * (2 if self.encode_flips else 1)
@@ -150,28 +148,32 @@ class ImageDataModule(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader | list:
         return self.val_dataloader()
 
-    def predict_dataloader(self) -> list[DataLoader]:
-        """For the encode job: every view of the training images, and the held-out images once, plain.
-
-        Here each device takes batches of `batch_size`, so that what is computed together, and with it every
-        last digit, does not depend on the number of devices.
-        """
-        images = {name: ViewImages(split) for name, split in self.splits.items()}
-        images["train"] = ViewImages(
+    def predict_datasets(self) -> dict[str, ViewImages]:
+        """For the encode job: every view of the training images, and the held-out images once, plain."""
+        train = ViewImages(
             self.splits["train"],
             views=self.encode_views,
             flips=self.encode_flips,
             augment=self.augment,
             seed=self.seed,
         )
-        return [
-            batch_loader(
-                images[name],
-                ChunkBatches(len(images[name]), batch_size=self.batch_size, chunk_size=self.chunk_size),
-                self.num_workers,
-            )
-            for name in self.split_names
-        ]
+        return {name: train if name == "train" else ViewImages(split) for name, split in self.splits.items()}
+
+    def identity(self) -> dict[str, Any]:
+        """Settings, and a digest of all names, labels and classes; nobody looks at the images' own bytes."""
+        settings = (
+            *("train", "val", "image_size", "channels", "fit", "holdout", "holdout_seed", "seed"),
+            *("encode_views", "encode_flips"),
+        )
+        digest = hashlib.sha256(json.dumps(self.classes).encode())
+        for name, split in self.splits.items():
+            for i in range(len(split)):
+                digest.update(f"{name}/{split.key(i)} {split.label(i)}\n".encode("utf-8", "surrogateescape"))
+        return {
+            **{name: getattr(self, name) for name in settings},
+            "augment": asdict(self.augment),
+            "names_and_labels": digest.hexdigest(),
+        }
 
     def teardown(self, stage: str | None = None) -> None:
         """Reports how many images were unreadable, over all devices."""

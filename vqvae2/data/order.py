@@ -4,7 +4,7 @@ The order of an epoch is drawn once for the whole job and then dealt to the rank
 how many ranks or loader workers there are: two ranks see together, batch by batch, what one rank would see.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -101,24 +101,52 @@ class ChunkBatches(Sampler[list[Index]]):
     """Batch sampler for jobs that write: whole chunks of consecutive samples go to one rank.
 
     Chunk c holds the samples `[c * chunk_size, (c + 1) * chunk_size)`, so what a chunk's file contains does
-    not depend on the number of ranks. A batch never crosses a chunk's border.
+    not depend on the number of ranks. A batch never crosses a chunk's border. A rank without a chunk gets one
+    empty batch: Lightning's loop calls no hooks on a rank without batches, where others wait for it.
+
+    Args:
+        num_samples: in all chunks.
+        batch_size: samples in a batch, fewer at a chunk's end.
+        chunk_size: samples in a chunk, fewer in the last.
+        finished: numbers of the chunks to leave out; the others are dealt evenly, rank 0 has the most.
     """
 
-    def __init__(self, num_samples: int, *, batch_size: int, chunk_size: int) -> None:
+    def __init__(
+        self, num_samples: int, *, batch_size: int, chunk_size: int, finished: Collection[int] = ()
+    ) -> None:
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.chunk_size = chunk_size
+        self.finished = frozenset(finished)
+
+    @property
+    def num_chunks(self) -> int:
+        return -(-self.num_samples // self.chunk_size)
+
+    @property
+    def num_finished(self) -> int:
+        """Samples in the chunks that are left out."""
+        return sum(len(self.chunk(number)) for number in self.finished)
+
+    def chunk(self, number: int) -> range:
+        """The samples of a chunk."""
+        first = number * self.chunk_size
+        return range(first, min(first + self.chunk_size, self.num_samples))
+
+    def batches(self) -> list[range]:
+        """The samples of each batch of this rank."""
+        missing = [number for number in range(self.num_chunks) if number not in self.finished]
+        mine = [self.chunk(number) for number in missing[distributed.rank() :: distributed.world_size()]]
+        batches = [
+            chunk[start : start + self.batch_size]
+            for chunk in mine
+            for start in range(0, len(chunk), self.batch_size)
+        ]
+        return batches or [range(0)]
 
     def __iter__(self) -> Iterator[list[Index]]:
-        for first in self._my_chunks():
-            last = min(first + self.chunk_size, self.num_samples)
-            for start in range(first, last, self.batch_size):
-                yield [(0, sample) for sample in range(start, min(start + self.batch_size, last))]
+        for batch in self.batches():
+            yield [(0, sample) for sample in batch]
 
     def __len__(self) -> int:
-        sizes = (min(self.chunk_size, self.num_samples - first) for first in self._my_chunks())
-        return sum(-(-size // self.batch_size) for size in sizes)
-
-    def _my_chunks(self) -> range:
-        stride = self.chunk_size * distributed.world_size()
-        return range(self.chunk_size * distributed.rank(), self.num_samples, stride)
+        return len(self.batches())

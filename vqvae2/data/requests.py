@@ -1,78 +1,131 @@
 """What the sample job is asked for: which images, of which classes."""
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
-import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from vqvae2.data.loader import batch_loader
-from vqvae2.data.order import ChunkBatches, Index
+from vqvae2.data.chunks import ChunkedDataModule
+from vqvae2.data.latents import LatentSpec
+from vqvae2.data.order import Index
+
+SPLIT = "samples"  # what the sample job calls its only split
 
 
 class RequestBatch(NamedTuple):
-    """Images to be sampled."""
+    """Images to be sampled; B may be 0."""
 
     index: Tensor  # int64 [B], number of the image within the set
     labels: Tensor  # int64 [B], -1 without classes
+    kept: tuple[Tensor, ...] = ()  # int64 [B, h, w] a level, -1 where a code is to be sampled; () samples all
+    prompts: Tensor | None = None  # int64 [B], where in its folder the prompt of each image lies
 
 
-class SampleRequests(L.LightningDataModule):
-    """Asks for `per_class` images of each class, the classes taking turns.
+class SampleRequests(ChunkedDataModule):
+    """Asks for images of classes.
+
+    Image i has the label `pattern[i % len(pattern)]`. With a number as `per_class`, the pattern is each class
+    in turn. With counts it is the smallest one in their proportions: {3: 100, 7: 20} is (3, 7, 3, 3, 3, 3),
+    20 times. So an image keeps its number and its label when the job is later asked for more in the same
+    proportions, and only what is new is sampled. Other classes or proportions make another job.
 
     Args:
-        per_class: images of each class; of a model without classes, images in all.
-        classes: labels; None for all that the model has.
-        batch_size: images sampled together on each device.
+        per_class: images of each class, or a mapping from labels to counts; of a model without classes,
+            images in all.
+        classes: labels, when `per_class` is a number; None for all that the model has.
+        batch_size: images sampled together on each device. In numbers that a chunk divides into, all batches
+            but the job's last are full, and the sampler prepares itself once.
         chunk_size: images in one file.
     """
 
-    split_names = ("samples",)
-
     def __init__(
-        self, *, per_class: int, batch_size: int, classes: list[int] | None = None, chunk_size: int = 1024
+        self,
+        *,
+        per_class: int | dict[int, int],
+        batch_size: int,
+        classes: list[int] | None = None,
+        chunk_size: int = 1024,
     ) -> None:
         super().__init__()
-        for name, value in (("per_class", per_class), ("batch_size", batch_size), ("chunk_size", chunk_size)):
+        counts = per_class if isinstance(per_class, dict) else {"": per_class}
+        named = {f"per_class {label}".strip(): count for label, count in counts.items()}
+        for name, value in {**named, "batch_size": batch_size, "chunk_size": chunk_size}.items():
             if value < 1:
                 raise ValueError(f"{name} is {value}, wanted at least 1.")
-        if classes == []:
-            raise ValueError("classes is empty, wanted labels such as [0, 3], or null for all classes.")
+        if classes == [] or not counts:
+            name, such = ("classes", "[0, 3]") if counts else ("per_class", "{0: 10, 3: 20}")
+            raise ValueError(f"{name} is empty, wanted labels such as {such}, or null for all classes.")
+        if classes and isinstance(per_class, dict):
+            raise ValueError("per_class names the classes and classes does too, wanted one of the two.")
+        if classes and len(set(classes)) < len(classes):
+            raise ValueError(
+                f"classes is {classes}, wanted each once. For more of one give per_class as a mapping, "
+                "such as {0: 10, 3: 20}."
+            )
         self.per_class = per_class
         self.classes = classes
         self.batch_size = batch_size
         self.chunk_size = chunk_size
 
-    def labels(self, num_classes: int) -> list[int]:
-        """The labels asked for, of a model with `num_classes` classes.
+    def pattern(self, num_classes: int) -> list[int]:
+        """The labels of the first images, which repeat; [-1] for a model without classes.
 
         Raises:
-            ValueError: a label is out of range, or asked of a model without classes.
+            ValueError: a label is out of range of `num_classes` classes, or asked of a model without classes.
         """
-        classes = range(num_classes) if self.classes is None else self.classes
-        wrong = [label for label in classes if not 0 <= label < num_classes]
+        if isinstance(self.per_class, dict):
+            repeats = self._num_patterns
+            counts = {label: count // repeats for label, count in self.per_class.items()}
+        else:
+            counts = dict.fromkeys(range(num_classes) if self.classes is None else self.classes, 1)
+        wrong = [label for label in counts if not 0 <= label < num_classes]
         if wrong and not num_classes:
-            raise ValueError(f"The classes {wrong} are asked of priors without classes. Leave out `classes`.")
+            raise ValueError(
+                f"The classes {wrong} are asked of priors without classes. Leave out `classes`, and give "
+                "per_class as a number, of images in all."
+            )
         if wrong:
             raise ValueError(f"There is no class {wrong[0]}: the priors know 0 to {num_classes - 1}.")
-        return list(classes) or [-1]
+        rounds = range(max(counts.values(), default=0))
+        return [label for turn in rounds for label, count in counts.items() if turn < count] or [-1]
 
-    def predict_dataloader(self) -> DataLoader:
-        labels = self.labels(self.trainer.lightning_module.num_classes)
-        requests = _Requests(labels, len(labels) * self.per_class)
-        batches = ChunkBatches(len(requests), batch_size=self.batch_size, chunk_size=self.chunk_size)
-        return batch_loader(requests, batches, num_workers=0)
+    def check(self, spec: LatentSpec, checkpoint: str) -> None:
+        """Refuses what priors of these codes cannot sample.
+
+        Args:
+            spec: of the codes that the priors have learned.
+            checkpoint: of their autoencoder, for messages.
+
+        Raises:
+            ValueError: as `pattern`.
+        """
+        self.pattern(spec.num_classes)
+
+    def identity(self) -> dict[str, Any]:
+        return {"labels": self.pattern(self._num_classes)}
+
+    def predict_datasets(self) -> dict[str, Dataset]:
+        return {SPLIT: _Requests(self.pattern(self._num_classes), self._num_patterns)}
+
+    @property
+    def _num_classes(self) -> int:
+        return self.trainer.lightning_module.spec.num_classes
+
+    @property
+    def _num_patterns(self) -> int:
+        return math.gcd(*self.per_class.values()) if isinstance(self.per_class, dict) else self.per_class
 
 
 class _Requests(Dataset):
-    def __init__(self, labels: list[int], num_images: int) -> None:
-        self.labels = torch.tensor(labels)
-        self.num_images = num_images
+    def __init__(self, pattern: list[int], num_patterns: int) -> None:
+        self.pattern = torch.tensor(pattern)
+        self.num_patterns = num_patterns
 
     def __len__(self) -> int:
-        return self.num_images
+        return len(self.pattern) * self.num_patterns
 
     def __getitems__(self, batch: list[Index]) -> RequestBatch:
-        index = torch.tensor([image for _, image in batch])
-        return RequestBatch(index, self.labels[index % len(self.labels)])
+        index = torch.tensor([image for _, image in batch], dtype=torch.int64)
+        return RequestBatch(index, self.pattern[index % len(self.pattern)])

@@ -1,5 +1,6 @@
 """The encode job's module: images in, codes out. `LatentWriter` writes them to shards."""
 
+from functools import cached_property
 from typing import NamedTuple
 
 import lightning as L
@@ -36,7 +37,11 @@ class EncodeModule(L.LightningModule):
         self.network, self.facts = load_network(checkpoint, AutoencoderModule.kind)
         self.checkpoint = checkpoint
         self.spec: LatentSpec | None = None
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may have no chunk of a split
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the autoencoder."""
+        return fingerprint(self.network)
 
     def setup(self, stage: str) -> None:
         """Works out what the codes will look like.
@@ -56,7 +61,7 @@ class EncodeModule(L.LightningModule):
         self.spec = LatentSpec(
             levels=tuple(Level(name, height, width, codes) for name, (height, width), codes in levels),
             num_classes=images.num_classes,
-            autoencoder=fingerprint(self.network),
+            autoencoder=self.fingerprint,
         )
 
     def predict_step(self, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0) -> Encoded:

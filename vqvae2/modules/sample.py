@@ -1,18 +1,24 @@
 """The sample job's module: labels in, images out. `SampleWriter` writes them."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, NamedTuple
 
 import lightning as L
+import torch
 from torch import Tensor, nn
 
 from vqvae2.data.latents import LatentSpec, check_autoencoder
 from vqvae2.data.requests import RequestBatch
 from vqvae2.modules.autoencoder import AutoencoderModule
 from vqvae2.modules.checkpoint import load_network
+from vqvae2.modules.critic import load_critic
+from vqvae2.modules.memory import check_batch, forward_bytes, free_bytes
 from vqvae2.modules.prior import PriorModule
 from vqvae2.nn.autoencoder import fingerprint
 from vqvae2.pixels import to_uint8
-from vqvae2.sampling.ancestral import Sampled, sample_codes
+from vqvae2.sampling.ancestral import ChainSampler, Draw, Sampled
+from vqvae2.sampling.rejection import log_scores
 
 
 class Samples(NamedTuple):
@@ -22,6 +28,8 @@ class Samples(NamedTuple):
     labels: Tensor  # int64 [B], -1 without classes
     index: Tensor  # int64 [B], number of the image within the set
     levels: list[Sampled]  # top first
+    critic_log_scores: Tensor | None  # float64 [B], None without a critic
+    prompts: Tensor | None  # int64 [B], which prompt was completed; None without prompts
 
 
 class SampleModule(L.LightningModule):
@@ -30,54 +38,166 @@ class SampleModule(L.LightningModule):
     Args:
         autoencoder: checkpoint.
         priors: checkpoints of the priors, one a level, top first.
-        temperatures: one a level, top first; 1 samples what the priors have learned.
+        temperatures: one a level, top first; 1 samples what the priors have learned. Approximate: any other.
+        top_k: one a level; only the k likeliest codes are drawn, null for all. Approximate where it is set.
+        top_p: one a level; only the likeliest codes that together have this probability are drawn, null for
+            all. Approximate where it is set.
         seed: with its number, the only randomness of an image.
+        critic: see `load_critic`; scores each image by how surely it is of its class. null for none.
+        compiled: use `torch.compile`, which costs minutes once.
 
     Raises:
         ValueError: a checkpoint is missing or of another kind, the priors do not cover the autoencoder's
-            levels in order, they learned the codes of another one, or a temperature is not above 0.
+            levels in order, they learned the codes of another one, the critic knows other images or classes,
+            or codes cannot be drawn as asked.
     """
 
     def __init__(
-        self, *, autoencoder: str, priors: list[str], temperatures: list[float], seed: int = 0
+        self,
+        *,
+        autoencoder: str,
+        priors: list[str],
+        temperatures: list[float],
+        top_k: list[int | None] | None = None,
+        top_p: list[float | None] | None = None,
+        seed: int = 0,
+        critic: str | None = None,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer chunks than ranks
         if seed < 0:
             raise ValueError(f"seed is {seed}, wanted 0 or more.")
-        if len(temperatures) != len(priors) or not all(t > 0 for t in temperatures):
-            raise ValueError(
-                f"temperatures is {temperatures}, wanted one above 0 for each of the {len(priors)} priors."
-            )
-        self.autoencoder, _ = load_network(autoencoder, AutoencoderModule.kind)
+        self.draws = _draws(temperatures, top_k, top_p, num_levels=len(priors))
+        self.autoencoder, facts = load_network(autoencoder, AutoencoderModule.kind)
         self.priors, self.spec = load_chain(priors, autoencoder, self.autoencoder)
+        for level, draw in zip(self.spec.levels, self.draws, strict=True):
+            _check_draw(draw, level.name, level.num_codes)
+        self.channels = facts["network"]["channels"]
+        self.image_size = self.spec.levels[-1].height * self.autoencoder.factor
+        self.critic = None if critic is None else self._load_critic(critic)
         self.checkpoints = [autoencoder, *priors]
-        self.temperatures = temperatures
+        self.critic_path = critic
         self.seed = seed
+        self.compiled = compiled
+        self._sampler: ChainSampler | None = None
 
     @property
     def level_names(self) -> tuple[str, ...]:
         return self.autoencoder.level_names
 
     @property
-    def num_classes(self) -> int:
-        return self.spec.num_classes
+    def approximations(self) -> list[str]:
+        """What keeps the samples from following the distribution that the priors have learned."""
+        return [
+            f"{name} {value} on {level}"
+            for level, draw in zip(self.level_names, self.draws, strict=True)
+            for name, value, exact in zip(Draw._fields, draw, Draw(), strict=True)
+            if value != exact
+        ]
+
+    def identity(self) -> dict[str, Any]:
+        """What decides an image beside its number and its request, but for rounding (plain types)."""
+        levels = zip(self.level_names, self.draws, self.priors, strict=True)
+        draws, priors = {}, {}
+        for name, draw, prior in levels:
+            draws[name], priors[name] = draw._asdict(), fingerprint(prior)
+        return {
+            "seed": self.seed,
+            "draws": draws,
+            "autoencoder": self.spec.autoencoder,
+            "priors": priors,
+            "critic": None if self.critic is None else fingerprint(self.critic),
+        }
 
     def setup(self, stage: str) -> None:
-        """Refuses requests that the priors cannot meet."""
-        self.trainer.datamodule.labels(self.num_classes)
+        """Refuses requests that the priors cannot meet.
+
+        Raises:
+            ValueError: such a request, or a batch that does not fit into memory.
+        """
+        data = self.trainer.datamodule
+        data.check(self.spec, self.checkpoints[0])
+        device = self.trainer.strategy.root_device
+        free = free_bytes(device)
+        if free is not None and device.type == "cpu":
+            free //= self.trainer.num_devices  # processes of this machine, which share its memory
+        check_batch(data.batch_size, self._batch_bytes(device), free, device)
 
     def predict_step(self, batch: RequestBatch, batch_idx: int, dataloader_idx: int = 0) -> Samples:
-        levels = sample_codes(
-            list(self.priors),
-            batch.labels,
-            seed=self.seed,
-            images=batch.index.tolist(),
-            temperatures=self.temperatures,
-        )
+        if not len(batch.index):
+            return Samples(torch.empty(0, dtype=torch.uint8), batch.labels, batch.index, [], None, None)
+        if self._sampler is None:  # the priors are in their place now
+            self._sampler = ChainSampler(list(self.priors), self.draws, compiled=self.compiled)
+        levels = self._sampler(batch.labels, seed=self.seed, images=batch.index.tolist(), kept=batch.kept)
         images = to_uint8(self.autoencoder.decode([level.codes for level in levels]))
-        levels = [Sampled(level.codes.cpu(), level.nll_nats.cpu()) for level in levels]
-        return Samples(images.cpu(), batch.labels.cpu(), batch.index.cpu(), levels)
+        scores = None if self.critic is None else log_scores(self.critic, images, batch.labels).cpu()
+        return Samples(
+            images.cpu(),
+            batch.labels.cpu(),
+            batch.index.cpu(),
+            [Sampled(level.codes.cpu(), level.nll_nats.cpu()) for level in levels],
+            scores,
+            None if batch.prompts is None else batch.prompts.cpu(),
+        )
+
+    def _load_critic(self, path: str) -> nn.Module:
+        return load_critic(
+            path, num_classes=self.spec.num_classes, channels=self.channels, image_size=self.image_size
+        )
+
+    def _batch_bytes(self, device: torch.device) -> "_BatchBytes":
+        grids = [(1, level.height, level.width) for level in self.spec.levels]
+        size = (1, self.channels, self.image_size, self.image_size)
+        codes = [torch.zeros(grid, dtype=torch.int64, device="meta") for grid in grids]
+        per_image = [forward_bytes(self.autoencoder, lambda network: network.decode(codes))]
+        if self.critic is not None:
+            image = torch.zeros(size, device="meta")
+            per_image.append(forward_bytes(self.critic, lambda network: network(image)))
+        tensors = chain(self.parameters(), self.buffers())
+        to_move = sum(tensor.nbytes for tensor in tensors if tensor.device.type != device.type)
+        return _BatchBytes(list(self.priors), max(per_image), to_move)
+
+
+class _BatchBytes(NamedTuple):
+    """How much memory a batch takes beside what is loaded; called with its size."""
+
+    priors: Sequence[nn.Module]
+    per_image: int  # of decoder or critic
+    to_move: int  # of weights that are not on the device yet
+
+    def __call__(self, batch_size: int) -> int:
+        sampling = ChainSampler.memory_bytes(self.priors, batch_size)
+        return self.to_move + sampling + batch_size * self.per_image
+
+
+def _draws(
+    temperatures: Sequence[float],
+    top_k: Sequence[int | None] | None,
+    top_p: Sequence[float | None] | None,
+    *,
+    num_levels: int,
+) -> list[Draw]:
+    """
+    Raises:
+        ValueError: one of them does not say something for each level.
+    """
+    off = [None] * num_levels
+    columns = {
+        "temperatures": temperatures,
+        "top_k": off if top_k is None else top_k,
+        "top_p": off if top_p is None else top_p,
+    }
+    for name, column in columns.items():
+        if len(column) != num_levels:
+            raise ValueError(f"{name} is {list(column)}, wanted one for each of the {num_levels} priors.")
+    return [Draw(*row) for row in zip(*columns.values(), strict=True)]
+
+
+def _check_draw(draw: Draw, level: str, num_codes: int) -> None:
+    try:
+        draw.check(num_codes)
+    except ValueError as error:
+        raise ValueError(f"Level {level}: {error}") from error
 
 
 def load_chain(

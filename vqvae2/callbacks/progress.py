@@ -1,0 +1,83 @@
+"""The progress bar of jobs that write files: images, over all devices."""
+
+import sys
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from tqdm import tqdm
+
+_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+
+
+class ImageProgress(ProgressBar):
+    """One bar over all splits: images done, images/s, time left.
+
+    It begins at what an earlier run has left; its speed is that of this run. Rank 0 has the largest share of
+    what is missing, so its progress tells the time left; the other ranks are taken to be as far along.
+
+    Where the output is no terminal, such as a log file, there is a line every half a minute at most.
+
+    The data are a `ChunkedDataModule`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._enabled = True
+        self._bar: tqdm | None = None
+        self._sizes: list[list[int]] = []  # of this rank's batches in each split
+        self._begun_at = self._mine = self._done = 0  # images
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    @property
+    def is_enabled(self) -> bool:
+        return self._enabled
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        splits = trainer.datamodule.predict_batches().values()
+        self._begun_at = sum(split.num_finished for split in splits)
+        self._sizes = [[len(batch) for batch in split.batches()] for split in splits]
+        self._mine, self._done = sum(map(sum, self._sizes)), 0
+        terminal = sys.stdout.isatty()
+        self._bar = tqdm(
+            total=sum(split.num_samples for split in splits),
+            initial=self._begun_at,
+            desc=self.predict_description,
+            unit=" images",
+            bar_format=_FORMAT,
+            file=sys.stdout,
+            disable=not (self._enabled and self._mine),
+            dynamic_ncols=terminal,
+            mininterval=0.1 if terminal else 30,
+        )
+
+    def on_predict_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._done += self._sizes[dataloader_idx][batch_idx]
+        if self._bar is not None and self._mine:
+            missing = self._bar.total - self._begun_at
+            self._bar.update(self._begun_at + missing * self._done // self._mine - self._bar.n)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._close()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

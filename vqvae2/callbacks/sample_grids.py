@@ -1,0 +1,70 @@
+"""Pictures to look at of what the sample job wrote."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from vqvae2.data.decode import open_image, to_pixels
+from vqvae2.data.prompts import PromptRequests
+from vqvae2.data.shards import Member, Shard, index_members, read_member
+from vqvae2.modules.sample import SampleModule
+from vqvae2.pixels import to_uint8
+
+GREY = 128
+
+
+class StoredImages:
+    """The images of a folder of samples by their numbers.
+
+    Args:
+        folder: of the samples.
+        shards: in the order of their samples.
+        chunk_size: samples in each, but the last.
+    """
+
+    def __init__(self, folder: Path, shards: Sequence[Shard], chunk_size: int) -> None:
+        self.paths = [folder / shard.file for shard in shards]
+        self.num_images = sum(shard.num_samples for shard in shards)
+        self.chunk_size = chunk_size
+        self._indexed: dict[Path, list[Member]] = {}
+
+    def __getitem__(self, number: int) -> Tensor:
+        """uint8 [C, H, W]."""
+        path = self.paths[number // self.chunk_size]
+        if path not in self._indexed:
+            self._indexed[path] = [members["png"] for members in index_members(path).values()]
+        png = self._indexed[path][number % self.chunk_size]
+        return torch.tensor(to_pixels(open_image(read_member(path, png))))
+
+
+def sample_grid(images: StoredImages, *, columns: int, rows: int) -> Tensor:
+    """The first images, uint8 [C, height, width], row by row."""
+    shown = [images[number] for number in range(min(columns * rows, images.num_images))]
+    return make_grid(torch.stack(shown), nrow=columns, padding=1)
+
+
+@torch.no_grad()
+def prompt_grid(
+    images: StoredImages, module: SampleModule, data: PromptRequests, *, columns: int, rows: int
+) -> Tensor:
+    """uint8 [C, height, width]: a row for each of the first prompts.
+
+    From left to right: the prompt's own codes decoded; what is kept of them; what was sampled. What is hidden
+    is grey in the second, or, where levels are kept whole, what these decode to with zeros for the others.
+    """
+    count, per_row = min(rows, data.num_prompts), min(max(columns - 2, 1), data.per_prompt)
+    codes = [level.to(module.device) for level in data.codes(range(count))]
+    own = to_uint8(module.autoencoder.decode(codes)).cpu()
+    kept = torch.full_like(own, GREY)
+    if data.levels:
+        kept = to_uint8(module.autoencoder.decode(codes, len(data.levels))).cpu()
+    seen = round(data.rows * own.shape[2])  # pixels
+    kept[:, :, :seen] = own[:, :, :seen]
+    shown = []
+    for prompt in range(count):
+        first = prompt * data.per_prompt
+        shown += [own[prompt], kept[prompt], *(images[first + i] for i in range(per_row))]
+    return make_grid(torch.stack(shown), nrow=2 + per_row, padding=1)

@@ -1,0 +1,283 @@
+"""Prompts for the sample job: codes that are kept while the rest is sampled.
+
+Keeping the upper rows of all levels completes images; keeping the top level gives it new detail.
+
+Shape legend: B batch, h w a level's grid.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vqvae2.data.chunks import ChunkedDataModule
+from vqvae2.data.jobs import written_by
+from vqvae2.data.latent_module import LatentDataset
+from vqvae2.data.latent_shards import check_files, verify
+from vqvae2.data.latents import LatentBatch, LatentSpec, Level, check_autoencoder, read_manifest
+from vqvae2.data.order import Index
+from vqvae2.data.requests import SPLIT, RequestBatch
+from vqvae2.data.shards import MANIFEST, Member, Shard, index_members, npy_array, read_member
+
+SAMPLES = "vqvae2 samples"  # the format that a folder of samples says it has
+
+_WHOLE = 1e-4  # rows that a fraction written with six digits may be off
+
+
+class CodeSource(Protocol):
+    """Codes that can be asked for by number."""
+
+    spec: LatentSpec
+    shards: Sequence[Shard]
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: Sequence[Index]) -> LatentBatch: ...
+
+
+class SampledCodes:
+    """The codes and labels of a folder that the sample job wrote, by the samples' numbers.
+
+    Args:
+        folder: of the samples.
+
+    Raises:
+        ValueError: its manifest is not that of a finished sample job.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            content = json.loads((folder / MANIFEST).read_bytes())
+            self.spec = LatentSpec.from_dict(content["latents"])
+            self.shards = tuple(Shard(**shard) for shard in content["shards"])
+        except FileNotFoundError:
+            raise ValueError(f"The samples in {folder} are not finished. Run their job again.") from None
+        except (KeyError, TypeError, ValueError) as error:
+            path = folder / MANIFEST
+            raise ValueError(f"{path} does not describe samples ({error}). Sample again.") from error
+        self._members: dict[Path, dict[str, dict[str, Member]]] = {}
+        self._starts = np.cumsum([0, *(shard.num_samples for shard in self.shards)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitems__(self, indices: Sequence[Index]) -> LatentBatch:
+        rows = [self._read(sample) for _, sample in indices]
+        grids = [(len(rows), level.height, level.width) for level in self.spec.levels]
+        codes = tuple(
+            torch.tensor(np.array([codes[i] for codes, _ in rows], np.int64).reshape(grid))
+            for i, grid in enumerate(grids)
+        )
+        labels = torch.tensor([label for _, label in rows], dtype=torch.int64)
+        return LatentBatch(codes, labels, torch.tensor([sample for _, sample in indices], dtype=torch.int64))
+
+    def _read(self, sample: int) -> tuple[list[np.ndarray], int]:
+        """
+        Raises:
+            ValueError: the sample's shard is damaged, or holds other codes than the manifest says.
+        """
+        path = self.folder / self.shards[np.searchsorted(self._starts, sample, side="right") - 1].file
+        key = f"{sample:08d}"
+        try:
+            if path not in self._members:
+                self._members[path] = index_members(path)
+            members = self._members[path][key]
+            codes = [npy_array(read_member(path, members[f"{level.name}.npy"])) for level in self.spec.levels]
+            label = int(read_member(path, members["cls"])) if "cls" in members else -1
+        except (OSError, KeyError, ValueError) as error:
+            raise ValueError(f"{path} holds no codes of sample {key} ({error}). Sample again.") from error
+        for level, code in zip(self.spec.levels, codes, strict=True):
+            if code.shape != (level.height, level.width) or code.max() >= level.num_codes:
+                raise ValueError(
+                    f"{path}: sample {key} has {level.name} codes {list(code.shape)} up to {code.max()}, "
+                    f"wanted {[level.height, level.width]} below {level.num_codes}. Sample again."
+                )
+        return codes, label
+
+
+class PromptRequests(ChunkedDataModule):
+    """Asks for images of which some codes are given: those of real images, or of other samples.
+
+    Every prompt is completed `per_prompt` times: images 0 to per_prompt - 1 belong to the first, and so on. A
+    prompt's label is its images' class. Which prompts are the first is drawn once from all that the folder
+    holds, so asking for more of them later only adds images.
+
+    A sampled code is drawn given the codes before it in its level and all codes of the levels above, as
+    always when sampling. The rows that are kept of a lower level have no say in what is sampled of an upper
+    one, so this is the usual way to complete images, but not a draw from the exact posterior.
+
+    Args:
+        prompts: a folder of latents or of samples.
+        split: of the latents; a folder of samples has one only.
+        per_prompt: images of each prompt.
+        num_prompts: how many.
+        levels: names of the uppermost levels that are kept whole, such as [top].
+        rows: which upper fraction of the rows is kept in the other levels; it must be whole rows in each.
+        batch_size: images sampled together on each device; see `SampleRequests`.
+        chunk_size: images in one file.
+    """
+
+    def __init__(
+        self,
+        *,
+        prompts: str,
+        per_prompt: int,
+        num_prompts: int,
+        batch_size: int,
+        split: str = "val",
+        levels: list[str] | None = None,
+        rows: float = 0.0,
+        chunk_size: int = 1024,
+    ) -> None:
+        super().__init__()
+        self.per_prompt, self.num_prompts = per_prompt, num_prompts
+        self.batch_size, self.chunk_size = batch_size, chunk_size
+        for name in ("per_prompt", "num_prompts", "batch_size", "chunk_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, wanted at least 1.")
+        if not 0 <= rows < 1:
+            raise ValueError(f"rows is {rows}, wanted a fraction from 0 up to, not including, 1.")
+        if not levels and not rows:
+            raise ValueError("Nothing is kept: give levels to keep, such as [top], or rows, such as 0.5.")
+        self.folder = Path(prompts)
+        self.split = split
+        self.levels = tuple(levels or ())
+        self.rows = rows
+        self._source: CodeSource | None = None
+
+    @property
+    def source(self) -> CodeSource:
+        """The codes of the folder. Opened when first asked for.
+
+        Raises:
+            ValueError: it holds no finished latents or samples, or not as many prompts as are asked for.
+        """
+        if self._source is None:
+            source = SampledCodes(self.folder) if self._holds_samples else self._open_latents()
+            if len(source) < self.num_prompts:
+                raise ValueError(
+                    f"num_prompts is {self.num_prompts}, but {self.folder} holds only {len(source)} prompts."
+                )
+            self._source = source
+        return self._source
+
+    def prepare_data(self) -> None:
+        """Verifies the shards of latents, in one process of each machine."""
+        if not self._holds_samples:
+            manifest = read_manifest(self.folder)
+            check_files(self.folder, manifest)
+            verify(self.folder, manifest)
+
+    def check(self, spec: LatentSpec, checkpoint: str) -> None:
+        """Refuses prompts that priors cannot complete.
+
+        Args:
+            spec: of the codes that the priors have learned.
+            checkpoint: of their autoencoder, for messages.
+
+        Raises:
+            ValueError: the prompts are other codes, have no label where one is needed, or what is to be kept
+                does not fit the levels.
+        """
+        source = self.source
+        check_autoencoder(source.spec, spec.autoencoder, codes=str(self.folder), checkpoint=checkpoint)
+        if source.spec != spec:
+            raise ValueError(
+                f"The prompts in {self.folder} are {source.spec.summary}, the priors learned {spec.summary}. "
+                "Give prompts of the latents that the priors were trained on."
+            )
+        self._check_levels()
+        labels = self._codes(range(self.num_prompts)).labels
+        if spec.num_classes and bool((labels < 0).any()):
+            raise ValueError(
+                f"Some prompts in {self.folder} have no label, but the priors need one of {spec.num_classes} "
+                "classes. Give labelled prompts."
+            )
+
+    def identity(self) -> dict[str, Any]:
+        digest = hashlib.sha256("".join(shard.sha256 for shard in self.source.shards).encode()).hexdigest()
+        kept = {"levels": list(self.levels), "rows": self.rows}
+        return {"prompts": {"shards": digest, **kept, "per_prompt": self.per_prompt}}
+
+    def predict_datasets(self) -> dict[str, Dataset]:
+        return {SPLIT: _Prompted(self)}
+
+    def codes(self, prompts: Sequence[int]) -> tuple[Tensor, ...]:
+        """All codes of some prompts, int64 [B, h, w] a level."""
+        return self._codes(prompts).codes
+
+    def request(self, index: Tensor) -> RequestBatch:
+        """The images of some numbers [B]: what is kept of their prompts."""
+        prompts = index // self.per_prompt
+        codes, labels, places = self._codes(prompts.tolist())
+        kept = []
+        for level, code in zip(self.source.spec.levels, codes, strict=True):
+            given = torch.full_like(code, -1)
+            rows = self.kept_rows(level)
+            given[:, :rows] = code[:, :rows]
+            kept.append(given)
+        return RequestBatch(index, labels, tuple(kept), places)
+
+    def kept_rows(self, level: Level) -> int:
+        """How many of a level's upper rows are kept."""
+        return level.height if level.name in self.levels else round(self.rows * level.height)
+
+    @property
+    def _holds_samples(self) -> bool:
+        return written_by(self.folder) == SAMPLES
+
+    @cached_property
+    def _order(self) -> np.ndarray:
+        return np.random.Generator(np.random.Philox(0)).permutation(len(self.source))
+
+    def _open_latents(self) -> LatentDataset:
+        manifest = read_manifest(self.folder)
+        if not manifest.splits.get(self.split):
+            splits = ", ".join(split for split, shards in manifest.splits.items() if shards)
+            raise ValueError(f"{self.folder} has no split '{self.split}', wanted one of {splits}.")
+        return LatentDataset(self.folder, manifest, self.split)
+
+    def _codes(self, prompts: Sequence[int]) -> LatentBatch:
+        return self.source.__getitems__([(0, int(self._order[prompt])) for prompt in prompts])
+
+    def _check_levels(self) -> None:
+        levels = self.source.spec.levels
+        names = tuple(level.name for level in levels)
+        unknown = [name for name in self.levels if name not in names]
+        if unknown:
+            raise ValueError(f"There is no level {unknown[0]} to keep, wanted some of {', '.join(names)}.")
+        if set(self.levels) == set(names):
+            raise ValueError("All levels are kept, so nothing is left to sample. Leave one out of levels.")
+        if set(self.levels) != set(names[: len(set(self.levels))]):
+            raise ValueError(
+                f"levels keeps {', '.join(self.levels)}, but a level is sampled from those above it, without "
+                f"regard to those below. Keep the uppermost, such as {', '.join(names[: len(self.levels)])}."
+            )
+        heights = [level.height for level in levels if level.name not in self.levels]
+        if any(abs(self.rows * height - round(self.rows * height)) > _WHOLE for height in heights):
+            step = math.gcd(*heights)  # fractions of it are whole rows everywhere
+            fitting = sorted((k / step for k in range(step)), key=lambda rows: abs(rows - self.rows))[:2]
+            raise ValueError(
+                f"rows is {self.rows}, which is not whole rows of grids of {heights} rows. The nearest that "
+                f"are: {', '.join(f'{rows:g}' for rows in sorted(fitting))}."
+            )
+
+
+class _Prompted(Dataset):
+    def __init__(self, requests: PromptRequests) -> None:
+        self.requests = requests
+
+    def __len__(self) -> int:
+        return self.requests.num_prompts * self.requests.per_prompt
+
+    def __getitems__(self, batch: list[Index]) -> RequestBatch:
+        return self.requests.request(torch.tensor([image for _, image in batch], dtype=torch.int64))
