@@ -7,66 +7,30 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
-from PIL import Image
 from torch.nn import functional as F
 
 from tests.checkpoints import PRIOR
+from tests.modules.training_run import (
+    autoencoder_module,
+    fit_autoencoder,
+    image_data,
+    trainer,
+    write_images,
+)
 from tests.ranks import run_ranks
-from vqvae2.data.images import ImageDataModule
 from vqvae2.data.latent_module import LatentDataModule
 from vqvae2.data.latent_shards import write_shard
 from vqvae2.data.latents import LatentSpec, Level, Manifest, write_manifest
-from vqvae2.modules.autoencoder import AutoencoderModule
 from vqvae2.modules.checkpoint import load_network, read_description
 from vqvae2.modules.prior import ConditionalPriorModule, TopPriorModule
 from vqvae2.modules.schedules import Constant, Cosine, InverseSquareRoot
 from vqvae2.nn.autoencoder import Reconstruction, fingerprint
 from vqvae2.nn.quantizer import perplexity, usage
 
-CODEBOOK = {"num_codes": 16, "code_dim": 4, "decay": 0.9, "eps": 1e-5}
-NETWORK = {"num_levels": 2, "factor": 2, "hidden": 8, "residual": 4, "residual_blocks": 1, **CODEBOOK}
-
-
-def trainer(steps, **options):
-    options = {"devices": 1, "enable_progress_bar": False, "enable_model_summary": False, **options}
-    return L.Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        logger=False,
-        enable_checkpointing=False,
-        use_distributed_sampler=False,
-        **options,
-    )
-
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """20 training and 5 held-out images of noise, 8x8."""
-    root = tmp_path_factory.mktemp("images")
-    generator = torch.Generator().manual_seed(0)
-    for split, count in {"train": 20, "val": 5}.items():
-        (root / split).mkdir()
-        for i in range(count):
-            pixels = torch.randint(256, (8, 8, 3), dtype=torch.uint8, generator=generator)
-            Image.fromarray(pixels.numpy()).save(root / split / f"{i:02d}.png")
-    return root
-
-
-def image_data(images, batch_size=4):
-    where = {"train": str(images / "train"), "val": str(images / "val")}
-    return ImageDataModule(**where, image_size=8, batch_size=batch_size)
-
-
-def autoencoder_module(**changes):
-    torch.manual_seed(0)
-    options = {"schedule": Constant(1e-3), "beta": 0.25, "polyak": 0.9, **NETWORK, **changes}
-    return AutoencoderModule(**options)
-
-
-def fit_autoencoder(images, steps, batch_size=4, module=None, **options):
-    module = module or autoencoder_module()
-    trainer(steps, **options).fit(module, image_data(images, batch_size))
-    return module
+    return write_images(tmp_path_factory.mktemp("images"))
 
 
 def test_the_papers_schedule():

@@ -54,6 +54,13 @@ def test_forward_equals_encode_then_decode_to_the_bit(num_levels, factor):
         assert out.images.shape == images.shape
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_activations_are_channels_last_so_that_the_quantisers_copy_nothing(channels):
+    network = make(2, channels=channels)
+    for vectors in before_quantisation(network, torch.randn(2, channels, 32, 32)):
+        assert vectors.permute(0, 2, 3, 1).is_contiguous()
+
+
 def before_quantisation(network: HierarchicalVQVAE, images: torch.Tensor) -> list[torch.Tensor]:
     seen = []
     hooks = [layer.register_forward_hook(lambda *call: seen.append(call[2])) for layer in network.to_code]
@@ -108,6 +115,7 @@ def test_level_dropout_hides_lower_levels_of_whole_images_while_training_only():
 def test_fingerprint_tells_networks_apart():
     network, same = make(2), make(2)
     assert fingerprint(network) == fingerprint(same)
+    assert fingerprint(network) == fingerprint(same.to(memory_format=torch.contiguous_format))
     same.quantizers[1].codebook[3, 2] += 1e-3
     assert fingerprint(network) != fingerprint(same)
 

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from tests.ranks import run_ranks
+from vqvae2.nn import quantizer as implementation
 from vqvae2.nn.quantizer import VectorQuantizer, nearest, perplexity, update_codebooks, usage
 
 
@@ -80,6 +82,67 @@ def test_nearest_takes_the_lowest_of_equal_codes_and_agrees_with_distances_in_fl
     codes = nearest(vectors, codebook)
     assert torch.equal(codes, expected)
     assert codes[-1] == 3
+
+
+@pytest.mark.parametrize("num_codes", [32, 64, 96, 100, 512])
+def test_of_many_equally_near_codes_the_lowest_is_taken(num_codes):
+    torch.manual_seed(0)
+    vectors = torch.randint(-2, 3, (700, 3)).float()  # products of small integers are exact: many real ties
+    codebook = torch.randint(-2, 3, (num_codes, 3)).float()
+    distances = (vectors[:, None] - codebook).square().sum(2)
+    assert ((distances == distances.amin(1, keepdim=True)).sum(1) > 1).any()
+    assert nearest(vectors, codebook).tolist() == distances.numpy().argmin(1).tolist()
+
+
+def in_one_piece(quantizer, z, upstream, commitment_weight):
+    """Forward and backward as the equations say them, in float64 by autograd, given the codes."""
+    codes = nearest(z.permute(0, 2, 3, 1).flatten(0, 2).float(), quantizer.codebook)
+    z = z.double().requires_grad_()
+    rows, e = z.permute(0, 2, 3, 1).flatten(0, 2), quantizer.codebook.double()[codes]
+    straight_through = (rows + (e - rows).detach()).view(*z.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+    commitment = (e - rows).square().mean()
+    ((straight_through * upstream.double()).sum() + commitment_weight * commitment).backward()
+    chosen = nn.functional.one_hot(codes, quantizer.num_codes).double()
+    statistics = torch.cat([chosen.T @ rows.detach(), chosen.sum(0)[:, None]], 1)
+    return straight_through, codes, commitment, statistics, z.grad
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_pieces_and_gradients_equal_the_equations_in_float64(layout, precision, monkeypatch):
+    monkeypatch.setitem(implementation._ROWS_AT_ONCE, "cpu", 50)  # two of the seven images of 4x6
+    monkeypatch.setitem(implementation._DISTANCES_AT_ONCE, "cpu", 64 * 13)
+    torch.manual_seed(0)
+    quantizer = make(num_codes=64, dim=5)
+    z = torch.randn(7, 5, 4, 6).to(precision, memory_format=layout)
+    upstream = torch.randn(7, 5, 4, 6).contiguous(memory_format=layout)
+    vectors, codes, commitment, statistics, gradient = in_one_piece(quantizer, z, upstream, 200.0)
+    z.requires_grad_()
+    out = quantizer(z)
+    (out.vectors * upstream).sum().add(200.0 * out.commitment).backward()
+    rounding = {torch.float32: 1e-6, torch.bfloat16: 2**-8}[precision]
+    assert z.grad.dtype == precision
+    assert torch.equal(out.codes.flatten(), codes)
+    assert torch.equal(quantizer.encode(z), out.codes)
+    torch.testing.assert_close(out.vectors.double(), vectors)
+    torch.testing.assert_close(out.commitment.double(), commitment, rtol=1e-6, atol=0)
+    torch.testing.assert_close(out.statistics.double(), statistics, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(z.grad.double(), gradient, rtol=rounding, atol=1e-6)
+
+
+def test_memory_stays_far_below_the_matrix_of_distances():
+    """What is allocated at any moment beyond the vectors' images, their codes and the gradient."""
+    quantizer = make(num_codes=512, dim=64)
+    z = torch.randn(16, 64, 64, 64).contiguous(memory_format=torch.channels_last).requires_grad_()
+    upstream = torch.ones_like(z)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        out = quantizer(z)
+        torch.autograd.backward([out.vectors, out.commitment], [upstream, torch.tensor(1.0)])
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    held = torch.tensor([change for _, change in changes]).cumsum(0)
+    z_grad_made = z.nbytes  # held from the backward pass on
+    assert held.max() - out.vectors.nbytes - out.codes.nbytes < z_grad_made + 0.1 * 65536 * 512 * 4
 
 
 def test_gradient_passes_straight_through_and_commitment_pulls_to_the_code():

@@ -28,15 +28,23 @@ class AutoencoderModule(NetworkModule):
         beta: weight of the commitment.
         polyak: decay of the averaged weights, which are evaluated and encode.
         recon_variance: divides the reconstruction error (1 in the paper; Sonnet uses the pixels' variance).
+        compiled: see `NetworkModule`.
         network: options of `HierarchicalVQVAE`; the channels come from the data.
     """
 
     kind = "autoencoder"
 
     def __init__(
-        self, *, schedule: Schedule, beta: float, polyak: float, recon_variance: float = 1.0, **network: Any
+        self,
+        *,
+        schedule: Schedule,
+        beta: float,
+        polyak: float,
+        recon_variance: float = 1.0,
+        compiled: bool = False,
+        **network: Any,
     ) -> None:
-        super().__init__(polyak=polyak)
+        super().__init__(polyak=polyak, compiled=compiled)
         require(beta >= 0, "beta", beta, "0 or more")
         require(recon_variance > 0, "recon_variance", recon_variance, "above 0")
         self.schedule = schedule
@@ -54,8 +62,7 @@ class AutoencoderModule(NetworkModule):
         return network
 
     def configure_optimizers(self) -> dict[str, Any]:
-        adam = torch.optim.Adam(self.network.parameters(), lr=1.0)  # β and ε unstated in the paper: torch's
-        return self.scheduled(adam, self.schedule, width=self.options["hidden"])
+        return self.scheduled(self.adam(), self.schedule, width=self.options["hidden"])
 
     def loss(self, images: Tensor, out: Reconstruction) -> tuple[Tensor, Tensor]:
         """Equation 2 and, of it, the mean squared error."""
@@ -66,8 +73,10 @@ class AutoencoderModule(NetworkModule):
         out: Reconstruction = self.network(batch.images)
         loss, mse = self.loss(batch.images, out)
         self._pending = self._accumulated(out.statistics)
-        self.log_dict({"train/loss": loss, "train/mse": mse}, prog_bar=True)
-        self.log_dict(self._by_level("train/commitment", out.commitments))
+        self.log("train/loss", loss, prog_bar=True)
+        if self.writes_step(self.global_step + 1):
+            self.log("train/mse", mse)
+            self.log_dict(self._by_level("train/commitment", out.commitments))
         return loss
 
     def _accumulated(self, statistics: Sequence[Tensor]) -> list[Tensor]:
@@ -81,7 +90,7 @@ class AutoencoderModule(NetworkModule):
         self._pending = []
 
     def on_train_batch_end(self, *_: Any) -> None:
-        if self._counts:
+        if self._counts and self.writes_step(self.global_step):
             self._log_codebooks("train", self._counts)
         self._counts = []
 

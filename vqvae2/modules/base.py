@@ -23,6 +23,8 @@ class NetworkModule(L.LightningModule):
         polyak: decay of the average, once per optimiser step. Departs from the paper, which does not say how
             the average starts: the decay of step s is min(polyak, (1 + s) / (10 + s)), so that short runs are
             not averaged with their random start. With 0.9999 that matters for the first 90,000 steps.
+        compiled: compile the network that is trained (not its average), which needs a C++ compiler on a
+            processor; the first steps wait for it. Checkpoints are the same either way.
 
     A subclass says in `kind` what its checkpoints hold, builds its network in `build_network`, and calls
     `describe` there with what is needed to build the same network again.
@@ -30,10 +32,11 @@ class NetworkModule(L.LightningModule):
 
     kind: str
 
-    def __init__(self, *, polyak: float) -> None:
+    def __init__(self, *, polyak: float, compiled: bool = False) -> None:
         super().__init__()
         require(0 <= polyak < 1, "polyak", polyak, "0 up to, not including, 1 (the paper's is 0.9999)")
         self.polyak = polyak
+        self.compiled = compiled
         self.network: nn.Module | None = None
         self.average: nn.Module | None = None
         self.description: dict[str, Any] = {}
@@ -50,6 +53,8 @@ class NetworkModule(L.LightningModule):
         if self.network is None:
             self.network = self.build_network()
             self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
+            if self.compiled:
+                self.network.compile()  # in place: no name in a checkpoint changes
 
     def on_fit_start(self) -> None:
         # All ranks were seeded alike, to start from the same weights. Their dropout should differ.
@@ -96,6 +101,24 @@ class NetworkModule(L.LightningModule):
                 "Go on with the config and the data that it was trained with, or start anew."
             )
 
+    def writes_step(self, step: int) -> bool:
+        """Whether Lightning writes what is logged during optimiser step `step`, counted from 1.
+
+        It takes in what is logged in every step, which can take longer than a small step itself.
+        """
+        every = self.trainer.log_every_n_steps
+        return every > 0 and step % every == 0
+
+    def adam(self) -> torch.optim.Adam:
+        """Adam over the network with a learning rate of 1, β and ε (unstated in the paper) torch's.
+
+        Fused, the step takes a third of the time, but Lightning then refuses to clip under mixed precision.
+        """
+        clips = bool(self.trainer.gradient_clip_val)
+        adam = torch.optim.Adam(self.network.parameters(), lr=1.0, fused=None if clips else True)
+        adam.register_load_state_dict_post_hook(_lay_out_as_weights)
+        return adam
+
     def scheduled(self, optimizer: Optimizer, schedule: Schedule, *, width: int) -> dict[str, Any]:
         """An optimiser made with a learning rate of 1, and the schedule's rate for each of its steps."""
         total_steps = self.trainer.estimated_stepping_batches  # infinite without trainer.max_steps
@@ -103,6 +126,17 @@ class NetworkModule(L.LightningModule):
             optimizer, lambda step: schedule.rate(step + 1, width=width, total_steps=total_steps)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _lay_out_as_weights(optimizer: Optimizer) -> None:
+    """A fused step walks through weights and moments in the order of memory, whatever their strides are.
+
+    Those of a checkpoint may differ: channels last or not, as the run had it that wrote the checkpoint.
+    """
+    for weights, state in optimizer.state.items():
+        for name, value in state.items():
+            if torch.is_tensor(value) and value.shape == weights.shape and value.stride() != weights.stride():
+                state[name] = torch.empty_like(weights, dtype=value.dtype).copy_(value)
 
 
 def _first_difference(found: dict[str, Any] | None, wanted: dict[str, Any]) -> str:

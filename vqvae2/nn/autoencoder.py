@@ -30,16 +30,16 @@ class ResidualBlock(nn.Module):
         self.layers = nn.Sequential(
             nn.ReLU(),
             nn.Conv2d(hidden, residual, 3, padding=1),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(residual, hidden, 1),
         )
 
     def forward(self, h: Tensor) -> Tensor:
-        return h + self.layers(h)
+        return self.layers(h).add_(h)
 
 
 def residual_stack(hidden: int, residual: int, blocks: int) -> list[nn.Module]:
-    return [*(ResidualBlock(hidden, residual) for _ in range(blocks)), nn.ReLU()]
+    return [*(ResidualBlock(hidden, residual) for _ in range(blocks)), nn.ReLU(inplace=True)]
 
 
 def encoder(in_channels: int, hidden: int, residual: int, blocks: int, factor: int) -> nn.Sequential:
@@ -47,7 +47,7 @@ def encoder(in_channels: int, hidden: int, residual: int, blocks: int, factor: i
     widths = [in_channels, hidden // 2, *[hidden] * (_log2(factor) - 1)]
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
-        layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
+        layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.ReLU(inplace=True)]
     return nn.Sequential(
         *layers, nn.Conv2d(widths[-1], hidden, 3, padding=1), *residual_stack(hidden, residual, blocks)
     )
@@ -61,7 +61,7 @@ def decoder(
     widths = [*[hidden] * max(num_up - 1, 1), *[hidden // 2] * (num_up > 1), out_channels]
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
-        layers += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
+        layers += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), nn.ReLU(inplace=True)]
     return nn.Sequential(
         nn.Conv2d(in_channels, hidden, 3, padding=1), *residual_stack(hidden, residual, blocks), *layers[:-1]
     )
@@ -155,6 +155,8 @@ class HierarchicalVQVAE(nn.Module):
             for level in range(num_levels)
         )
         self.decoder = decoder(num_levels * code_dim, channels, *widths, factor)
+        # Convolutions follow the layout of their weights. The quantisers' rows are then views.
+        self.to(memory_format=torch.channels_last)
 
     @property
     def level_names(self) -> tuple[str, ...]:
@@ -188,7 +190,14 @@ class HierarchicalVQVAE(nn.Module):
 
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
         """Codes [B, h, w] of each level, top first."""
-        return tuple(level.codes for level in self._quantize(images))
+        features = self._features(images)
+        codes: list[Tensor] = []
+        vectors: list[Tensor] = []
+        for level, quantizer in enumerate(self.quantizers):
+            codes.append(quantizer.encode(self._to_quantize(level, features, vectors)))
+            if level < self.num_levels - 1:
+                vectors.append(quantizer.lookup(codes[-1]))
+        return tuple(codes)
 
     def decode(self, codes: Sequence[Tensor], num_levels: int | None = None) -> Tensor:
         """Images [B, C, H, W] of the codes of all levels, top first.
@@ -202,19 +211,25 @@ class HierarchicalVQVAE(nn.Module):
         return self._decode(vectors)
 
     def _quantize(self, images: Tensor) -> list[Quantized]:
+        features = self._features(images)
+        levels: list[Quantized] = []
+        for level, quantizer in enumerate(self.quantizers):
+            levels.append(quantizer(self._to_quantize(level, features, [above.vectors for above in levels])))
+        return levels
+
+    def _features(self, images: Tensor) -> list[Tensor]:
+        """Features [B, C, h, w] of each level, top first."""
         features = [images]
         for encode in reversed(self.encoders):
             features.append(encode(features[-1]))
-        features = features[:0:-1]  # top first, without the images
-        levels: list[Quantized] = []
-        for i, (feature, to_code, quantize) in enumerate(
-            zip(features, self.to_code, self.quantizers, strict=True)
-        ):
-            if i > 0:
-                above = self._gather([level.vectors for level in levels])
-                feature = torch.cat([self.conditioners[i - 1](above), feature], 1)
-            levels.append(quantize(to_code(feature)))
-        return levels
+        return features[:0:-1]  # without the images
+
+    def _to_quantize(self, level: int, features: Sequence[Tensor], above: Sequence[Tensor]) -> Tensor:
+        """What `level` quantises: its features beside a decoding of the vectors of all levels above it."""
+        feature = features[level]
+        if level > 0:
+            feature = torch.cat([self.conditioners[level - 1](self._gather(above)), feature], 1)
+        return self.to_code[level](feature)
 
     def _decode(self, vectors: Sequence[Tensor]) -> Tensor:
         return self.decoder(self._gather(vectors))

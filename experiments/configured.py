@@ -1,0 +1,74 @@
+"""The networks that the configs describe, at full size and without data: for benchmarks and tables."""
+
+import importlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from vqvae2.composition import compose
+from vqvae2.data.latents import LatentSpec, Level
+from vqvae2.modules.base import NetworkModule
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+NUM_CLASSES = {"demo": 10, "cifar10": 10, "imagenet": 1000, "ffhq": 0}
+
+# As many weights, over a grid as large, as the top prior of the most-used public port: 26.6 M.
+PRIOR_26M = {
+    "grid": (32, 32),
+    "num_codes": 512,
+    "condition_grids": (),
+    "condition_codes": (),
+    "num_classes": 0,
+    "hidden": 256,
+    "residual": 512,
+    "layers": 9,
+    "attention_layers": 4,
+    "heads": 8,
+    "kernel": 5,
+    "dropout": 0.1,
+    "output_layers": 0,
+}
+
+
+def module(name: str, **changes: Any) -> NetworkModule:
+    """The module of `configs/NAME.yaml`, which trains a network, with some options changed."""
+    model = compose(CONFIGS / f"{name}.yaml")["model"]
+    return _instantiate(model | {"init_args": model["init_args"] | changes})
+
+
+def network(name: str, device: str = "meta", **changes: Any) -> nn.Module:
+    """The network that `configs/NAME.yaml` trains; on the device "meta" it takes no memory."""
+    owner = module(name, **changes)
+    owner.trainer = SimpleNamespace(datamodule=data_facts(name))
+    with torch.device(device):
+        return owner.build_network()
+
+
+def data_facts(name: str) -> SimpleNamespace:
+    """What the data tells the network of `configs/NAME.yaml`: size and classes, or the codes' spec."""
+    dataset, _, stage = name.partition("_")
+    num_classes = NUM_CLASSES[dataset]
+    if stage in ("vqvae", "classifier"):
+        images = compose(CONFIGS / f"{name}.yaml")["data"]["init_args"]
+        classes = [str(label) for label in range(num_classes)]
+        size = images["image_size"]
+        return SimpleNamespace(
+            channels=images["channels"], image_size=size, num_classes=num_classes, classes=classes
+        )
+    size = data_facts(f"{dataset}_vqvae").image_size
+    encoder = network(f"{dataset}_vqvae")
+    levels = zip(encoder.level_names, encoder.grids(size, size), encoder.codebook_sizes, strict=True)
+    levels = tuple(Level(level, height, width, codes) for level, (height, width), codes in levels)
+    return SimpleNamespace(spec=LatentSpec(levels, num_classes, "not trained"))
+
+
+def _instantiate(value: Any) -> Any:
+    """Builds what a config describes by `class_path` and `init_args`, as the command line does."""
+    if not isinstance(value, dict) or "class_path" not in value:
+        return value
+    place, _, name = value["class_path"].rpartition(".")
+    arguments = {key: _instantiate(entry) for key, entry in value.get("init_args", {}).items()}
+    return getattr(importlib.import_module(place), name)(**arguments)
