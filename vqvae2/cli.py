@@ -186,7 +186,8 @@ class SuiteCLI(LightningCLI):
     def _progress_bar(self) -> ProgressBar:
         if isinstance(self.datamodule, ChunkedDataModule) and self.subcommand == "predict":
             return ImageProgress()
-        every = 50 if self.subcommand == "fit" and not sys.stdout.isatty() else 1  # batches
+        # Batches between two looks at the figures, which wait for the device.
+        every = 1 if self.subcommand != "fit" else 10 if sys.stdout.isatty() else 50
         return TQDMProgressBar(refresh_rate=every)
 
     def _loggers(self, settings: Any) -> list[Logger]:

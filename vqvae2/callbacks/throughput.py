@@ -37,12 +37,13 @@ class Throughput(L.Callback):
     ) -> None:
         self._step_s += self._lap_s()
         self._samples += batch_size(batch) * distributed.world_size()
+        if trainer.log_every_n_steps == 0 or trainer.global_step % trainer.log_every_n_steps:
+            return  # Lightning would take the figures in, and not write them
         elapsed_s = self._wait_s + self._step_s
         pl_module.log_dict(
             {"speed/samples_per_s": self._samples / elapsed_s, "speed/data_wait": self._wait_s / elapsed_s}
         )
-        if trainer.global_step % trainer.log_every_n_steps == 0:
-            self._restart()
+        self._restart()
 
     def _lap_s(self) -> float:
         now = time.perf_counter()
