@@ -12,7 +12,16 @@ from vqvae2.data.requests import SampleRequests
 from vqvae2.modules.sample import SampleModule
 
 
-def sample(folder: Path, autoencoder: str, priors: list[str], *, data=None, writer=None, **options) -> Path:
+def sample(
+    folder: Path,
+    autoencoder: str,
+    priors: list[str],
+    *,
+    data=None,
+    writer=None,
+    precision="32-true",
+    **options,
+) -> Path:
     """Runs the job with 12 images in batches of 3 and files of 5, unless asked otherwise."""
     names = ("per_class", "batch_size", "chunk_size", "classes")
     request = {"per_class": 4, "batch_size": 3, "chunk_size": 5}
@@ -23,17 +32,21 @@ def sample(folder: Path, autoencoder: str, priors: list[str], *, data=None, writ
         ),
         data or SampleRequests(**request),
         SampleWriter(str(folder), **{"grid_columns": 3, "grid_rows": 2, **(writer or {})}),
+        precision=precision,
     )
     return folder
 
 
-def run(module: L.LightningModule, data: L.LightningDataModule, *callbacks: L.Callback) -> None:
+def run(
+    module: L.LightningModule, data: L.LightningDataModule, *callbacks: L.Callback, precision="32-true"
+) -> None:
     """Predicts on the CPU, on all ranks if there are some."""
     ranks = {}
     if torch.distributed.is_initialized():
         ranks = {"strategy": "ddp", "devices": torch.distributed.get_world_size()}
     trainer = L.Trainer(
         accelerator="cpu",
+        precision=precision,
         logger=False,
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         use_distributed_sampler=False,

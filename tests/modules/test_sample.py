@@ -208,11 +208,13 @@ def save_critic(path, num_classes=3, image_size=IMAGE_SIZE):
     return save(path, critic, kind="classifier", network=options, **facts), critic
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed"])
 @torch.no_grad()
-def test_scores_are_those_of_the_stored_images_and_classes(tmp_path):
+def test_scores_are_those_of_the_stored_images_and_classes(tmp_path, precision):
+    """In float32, however the samples were made."""
     _, autoencoder, priors = save_chain(tmp_path)
     path, critic = save_critic(tmp_path / "critic.ckpt")
-    folder = sample(tmp_path / "samples", autoencoder, priors, critic=path)
+    folder = sample(tmp_path / "samples", autoencoder, priors, critic=path, precision=precision)
     with (folder / "scores.csv").open() as file:
         table = list(csv.DictReader(file))
     samples = read(folder)

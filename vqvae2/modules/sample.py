@@ -74,7 +74,8 @@ class SampleModule(L.LightningModule):
             _check_draw(draw, level.name, level.num_codes)
         self.channels = facts["network"]["channels"]
         self.image_size = self.spec.levels[-1].height * self.autoencoder.factor
-        self.critic = None if critic is None else self._load_critic(critic)
+        # In a tuple, where Lightning does not find it: half precision is for the sampler, not for its judge.
+        self._critic = (None if critic is None else self._load_critic(critic),)
         self.checkpoints = [autoencoder, *priors]
         self.critic_path = critic
         self.seed = seed
@@ -84,6 +85,10 @@ class SampleModule(L.LightningModule):
     @property
     def level_names(self) -> tuple[str, ...]:
         return self.autoencoder.level_names
+
+    @property
+    def critic(self) -> nn.Module | None:
+        return self._critic[0]
 
     @property
     def approximations(self) -> list[str]:
@@ -123,6 +128,10 @@ class SampleModule(L.LightningModule):
             free //= self.trainer.num_devices  # processes of this machine, which share its memory
         check_batch(data.batch_size, self._batch_bytes(device), free, device)
 
+    def on_predict_start(self) -> None:
+        if self.critic is not None:
+            self.critic.to(self.device)
+
     def predict_step(self, batch: RequestBatch, batch_idx: int, dataloader_idx: int = 0) -> Samples:
         if not len(batch.index):
             return Samples(torch.empty(0, dtype=torch.uint8), batch.labels, batch.index, [], None, None)
@@ -153,7 +162,8 @@ class SampleModule(L.LightningModule):
         if self.critic is not None:
             image = torch.zeros(size, device="meta")
             per_image.append(forward_bytes(self.critic, lambda network: network(image)))
-        tensors = chain(self.parameters(), self.buffers())
+        owners = [self, *([] if self.critic is None else [self.critic])]
+        tensors = chain.from_iterable(chain(owner.parameters(), owner.buffers()) for owner in owners)
         to_move = sum(tensor.nbytes for tensor in tensors if tensor.device.type != device.type)
         return _BatchBytes(list(self.priors), max(per_image), to_move)
 
