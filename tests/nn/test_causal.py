@@ -68,6 +68,24 @@ def test_gated_layer(kernel, conditioned, labelled):
                 torch.testing.assert_close(got_h[b, :, row, column], h_out)
 
 
+@pytest.mark.parametrize(
+    ("conditioned", "labelled"), [(True, True), (True, False), (False, True), (False, False)]
+)
+def test_gradients_of_a_gated_layer_are_finite_differences(conditioned, labelled):
+    torch.manual_seed(0)
+    layer = GatedLayer(C, R, 3, 0.0, Z if conditioned else 0, labelled).double()
+    shapes = [(1, C, 2, 4), (1, C, 2, 4), (1, Z, 1, 2) if conditioned else None, (1, C) if labelled else None]
+    given = [torch.randn(shape).double().requires_grad_() if shape else None for shape in shapes]
+    streams = [x.contiguous(memory_format=torch.channels_last) for x in given[:2]]
+    assert torch.autograd.gradcheck(layer, (*streams, *given[2:]))
+    names, weights = zip(*layer.named_parameters(), strict=True)
+
+    def as_function_of_weights(*weights):
+        return torch.func.functional_call(layer, dict(zip(names, weights, strict=True)), tuple(given))
+
+    assert torch.autograd.gradcheck(as_function_of_weights, weights, fast_mode=True)
+
+
 @torch.no_grad()
 def test_output_layer():
     layer = OutputLayer(C, R, 0.0).double()

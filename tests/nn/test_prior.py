@@ -168,6 +168,75 @@ def test_logit_dropout_zeroes_logits_before_the_softmax():
     torch.testing.assert_close(out.flatten(2).transpose(1, 2)[:, 1:], expected)
 
 
+def gradients(prior: Prior, batch=3):
+    """Of the loss in training, dropout and all, with the statistics that the pass leaves behind."""
+    codes, above, labels = inputs(prior, batch)
+    torch.manual_seed(5)
+    prior.zero_grad()
+    torch.nn.functional.cross_entropy(prior(codes, above, labels), codes).backward()
+    found = {name: weights.grad for name, weights in prior.named_parameters()}
+    return found | {name: buffer.clone() for name, buffer in prior.named_buffers()}
+
+
+@pytest.mark.parametrize("kind", ["top", "mid", "bottom"])
+def test_checkpointed_layers_have_the_same_gradients_and_statistics(kind):
+    plain, checkpointed = make(kind).train(), make(kind).train()
+    checkpointed.checkpoint_layers = True
+    runs = []
+    first = checkpointed.layers[0].v_conv
+    first.register_forward_hook(lambda *_: runs.append(0))
+    expected, found = gradients(plain), gradients(checkpointed)
+    assert len(runs) == 2  # or nothing was computed again
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+    with torch.no_grad():
+        checkpointed(*inputs(checkpointed))
+    assert len(runs) == 3
+
+
+def test_checkpointed_layers_keep_less():
+    def kept(prior):
+        found = {}
+
+        def pack(tensor):
+            found[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            logits = prior(*inputs(prior, batch=8))
+        return sum(tensor.untyped_storage().nbytes() for tensor in found.values()), logits
+
+    prior = make("bottom").train()
+    plain, _ = kept(prior)
+    prior.checkpoint_layers = True
+    assert kept(prior)[0] < plain / 2
+
+
+@pytest.mark.parametrize("kind", ["top", "bottom"])
+def test_half_precision_ends_in_float32(kind):
+    prior = make(kind).float()
+    codes, above, labels = inputs(prior, batch=2)
+    exact = prior(codes, above, labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = prior(codes, above, labels)
+    assert logits.dtype == torch.float32
+    assert 0 < (logits - exact).abs().max() < 0.05 * exact.abs().max()
+    assert (logits.bfloat16() != logits).any()  # computed in float32, not only returned so
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_compiled_prior_trains_alike_under_the_same_names(checkpointed):
+    plain, compiled = make("mid", dropout=0.0).train(), make("mid", dropout=0.0).train()
+    compiled.checkpoint_layers = checkpointed
+    names = list(compiled.state_dict())
+    compiled.compile(backend="aot_eager", fullgraph=True)  # without a C++ compiler
+    expected, found = gradients(plain), gradients(compiled)
+    assert list(compiled.state_dict()) == names
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, msg=name)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

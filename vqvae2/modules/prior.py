@@ -2,7 +2,6 @@
 
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,15 +22,27 @@ class PriorModule(NetworkModule):
         level: name of the level that is modelled.
         schedule: learning rate of Adam.
         polyak: decay of the averaged weights, which are evaluated and sampled from.
+        compiled: see `NetworkModule`.
+        checkpoint_layers: see `Prior`; for batches that do not fit otherwise.
         network: options of `Prior` beyond what the manifest says.
     """
 
     kind = "prior"
 
-    def __init__(self, *, level: str, schedule: Schedule, polyak: float, **network: Any) -> None:
-        super().__init__(polyak=polyak)
+    def __init__(
+        self,
+        *,
+        level: str,
+        schedule: Schedule,
+        polyak: float,
+        compiled: bool = False,
+        checkpoint_layers: bool = False,
+        **network: Any,
+    ) -> None:
+        super().__init__(polyak=polyak, compiled=compiled)
         self.level = level
         self.schedule = schedule
+        self.checkpoint_layers = checkpoint_layers
         self.options = network
         self.likelihood = Likelihood()
 
@@ -53,7 +64,7 @@ class PriorModule(NetworkModule):
             "num_classes": spec.num_classes,
         }
         self.describe({**shape, **self.options}, level=self.level, latents=spec.to_dict())
-        return Prior(  # named one by one, so that the command line knows which options are left
+        prior = Prior(  # named one by one, so that the command line knows which options are left
             grid=shape["grid"],
             num_codes=shape["num_codes"],
             condition_grids=shape["condition_grids"],
@@ -61,10 +72,11 @@ class PriorModule(NetworkModule):
             num_classes=shape["num_classes"],
             **self.options,
         )
+        prior.checkpoint_layers = self.checkpoint_layers  # how it trains, not what it is: not described
+        return prior
 
     def configure_optimizers(self) -> dict[str, Any]:
-        adam = torch.optim.Adam(self.network.parameters(), lr=1.0)  # β and ε unstated in the paper: torch's
-        return self.scheduled(adam, self.schedule, width=self.options["hidden"])
+        return self.scheduled(self.adam(), self.schedule, width=self.options["hidden"])
 
     def nll(self, network: Prior, batch: LatentBatch) -> Tensor:
         """Negative log-likelihood of each code [B, h, w], in nats."""
@@ -94,7 +106,7 @@ class TopPriorModule(PriorModule):
     Args:
         schedule: learning rate of Adam.
         polyak: decay of the averaged weights, which are evaluated and sampled from.
-        network: options of `Prior` beyond what the manifest says.
+        network: further options of `PriorModule`, and of `Prior` beyond what the manifest says.
     """
 
     def __init__(self, *, schedule: Schedule, polyak: float, **network: Any) -> None:
@@ -108,7 +120,8 @@ class ConditionalPriorModule(PriorModule):
         level: name of the level that is modelled.
         schedule: learning rate of Adam.
         polyak: decay of the averaged weights, which are evaluated and sampled from.
-        network: options of `Prior` beyond what the manifest says, those of the conditioning stack among them.
+        network: further options of `PriorModule`, and of `Prior` beyond what the manifest says, those of the
+            conditioning stack among them.
     """
 
     def __init__(

@@ -15,6 +15,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vqvae2.nn.dropout import Dropout, attend_dropping_logits
+
 
 def shift_down(x: Tensor) -> Tensor:
     """Row r becomes row r - 1; row 0 becomes zero."""
@@ -33,12 +35,15 @@ class VerticalConv(nn.Conv2d):
         super().__init__(in_channels, out_channels, ((kernel + 1) // 2, kernel))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last_rows(F.pad(x, (0, 0, self.kernel_size[0] - 1, 0)))
+        return self.last_rows(x, rows_above=self.kernel_size[0] - 1)
 
-    def last_rows(self, window: Tensor) -> Tensor:
-        """Outputs of the rows of `window` [B, C, H, W] that have all their rows above in it."""
+    def last_rows(self, window: Tensor, rows_above: int = 0) -> Tensor:
+        """Outputs of the rows of `window` [B, C, H, W] that have all their rows above in it.
+
+        `rows_above` are rows of zeros to put above the window first.
+        """
         side = self.kernel_size[1] // 2
-        return super().forward(F.pad(window, (side, side)))
+        return super().forward(F.pad(window, (side, side, rows_above, 0)))
 
 
 class HorizontalConv(nn.Conv2d):
@@ -49,6 +54,19 @@ class HorizontalConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(F.pad(x, (self.kernel_size[1] - 1, 0)))
+
+
+class PointwiseConv(nn.Conv2d):
+    """1x1 convolution as the one matrix product that it is where channels lie last in memory, as here."""
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, _, height, width = x.shape
+        flat = rearrange(x, "b c h w -> (b h w) c")
+        flat = F.linear(flat, self.weight.flatten(1), self.bias)
+        return rearrange(flat, "(b h w) c -> b c h w", b=batch, h=height, w=width)
 
 
 def gate(x: Tensor) -> Tensor:
@@ -76,22 +94,23 @@ class GatedLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.v_conv = VerticalConv(hidden, residual, kernel)
-        self.v_out = nn.Conv2d(residual // 2, hidden, 1)
+        self.v_out = PointwiseConv(residual // 2, hidden)
         self.h_conv = HorizontalConv(hidden, residual, kernel)
-        self.h_from_v = nn.Conv2d(hidden, residual, 1, bias=False)
-        self.h_out = nn.Conv2d(residual // 2, hidden, 1)
+        self.h_from_v = PointwiseConv(hidden, residual, bias=False)
+        self.h_out = PointwiseConv(residual // 2, hidden)
         self.v_label = nn.Linear(hidden, residual, bias=False) if labelled else None
         self.h_label = nn.Linear(hidden, residual, bias=False) if labelled else None
-        self.condition = nn.Conv2d(condition, residual, 1, bias=False) if condition else None
-        self.dropout = nn.Dropout(dropout)
+        self.condition = PointwiseConv(condition, residual, bias=False) if condition else None
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, v: Tensor, h: Tensor, condition: Tensor | None, label: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Both streams [B, C, H, W] after the layer; `condition` [B, Z, H/s, W/s], `label` [B, C]."""
         v_context, h_context = self.contexts(condition, label, v.shape[-2:])
-        v = v + self.v_branch(self.v_conv(F.elu(v)) + v_context)
-        return v, h + self.h_branch(self.h_conv(F.elu(h)) + self.h_from_v(F.elu(v)) + h_context)
+        v = v + self.v_branch(_plus(self.v_conv(F.elu(v)), v_context))
+        h_pre = _plus(self.h_conv(F.elu(h)), self.h_from_v(F.elu(v)))
+        return v, h + self.h_branch(_plus(h_pre, h_context))
 
     def v_branch(self, v_pre: Tensor) -> Tensor:
         return self.v_out(self.dropout(gate(v_pre)))
@@ -115,6 +134,11 @@ class GatedLayer(nn.Module):
         if label is None:
             return shared, shared
         return shared + _as_map(self.v_label(label)), shared + _as_map(self.h_label(label))
+
+
+def _plus(convolved: Tensor, other: Tensor | float) -> Tensor:
+    """Their sum, in place: the backward pass of a convolution does not read its result."""
+    return convolved.add_(other) if isinstance(other, Tensor) else convolved
 
 
 def _as_map(x: Tensor) -> Tensor:
@@ -173,9 +197,10 @@ class CausalAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if dropout == 0 or self.dropout_on == "weights":
             return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
-        logits = F.dropout((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2), dropout)
-        later = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).triu(1)
-        return logits.masked_fill_(later, float("-inf")).softmax(-1) @ value
+        batch = len(query)
+        query, key, value = (rearrange(x, "b m n d -> (b m) n d").contiguous() for x in (query, key, value))
+        attended = attend_dropping_logits(query, key, value, dropout)
+        return rearrange(attended, "(b m) n d -> b m n d", b=batch)
 
 
 def positions(height: int, width: int, like: Tensor) -> Tensor:
@@ -190,9 +215,9 @@ class OutputLayer(nn.Module):
 
     def __init__(self, hidden: int, residual: int, dropout: float) -> None:
         super().__init__()
-        self.expand = nn.Conv2d(hidden, residual, 1)
-        self.reduce = nn.Conv2d(residual // 2, hidden, 1)
-        self.dropout = nn.Dropout(dropout)
+        self.expand = PointwiseConv(hidden, residual)
+        self.reduce = PointwiseConv(residual // 2, hidden)
+        self.dropout = Dropout(dropout)
 
     def forward(self, h: Tensor) -> Tensor:
         return h + self.reduce(self.dropout(gate(self.expand(F.elu(h)))))

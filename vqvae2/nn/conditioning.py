@@ -6,6 +6,8 @@ Source: VQ-VAE-2 (Razavi et al., 2019), supplement A.2, pseudo code for the cond
 
 from torch import Tensor, nn
 
+from vqvae2.nn.recompute import run_again
+
 
 def residual_block(hidden: int, bottleneck: int) -> nn.Sequential:
     """resnet_block of the pseudo code; normalisation first, as its first statement says."""
@@ -21,14 +23,14 @@ def residual_block(hidden: int, bottleneck: int) -> nn.Sequential:
 
 
 class ResidualBlocks(nn.ModuleList):
-    """h += block(h), `count` times."""
+    """h += block(h), `count` times; `recompute` as in `ConditioningStack`."""
 
     def __init__(self, count: int, hidden: int) -> None:
         super().__init__(residual_block(hidden, hidden // 4) for _ in range(count))
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Tensor, recompute: bool) -> Tensor:
         for block in self:
-            h = h + block(h)
+            h = h + (run_again(block, h) if recompute else block(h))
         return h
 
 
@@ -55,9 +57,10 @@ class ConditioningStack(nn.Module):
         self.grow1 = nn.ConvTranspose2d(wide, hidden, 2, stride=2)
         self.up1 = ResidualBlocks(half, hidden)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h1 = self.down1(self.enter(x))
-        h2 = self.down2(self.shrink1(h1))
-        h3 = self.middle(self.shrink2(h2))
-        h2 = self.up2(h2 + self.grow2(h3))
-        return self.up1(h1 + self.grow1(h2))
+    def forward(self, x: Tensor, recompute: bool = False) -> Tensor:
+        """[B, Z, h, w]; with `recompute`, blocks run again in the backward pass and keep only their input."""
+        h1 = self.down1(self.enter(x), recompute)
+        h2 = self.down2(self.shrink1(h1), recompute)
+        h3 = self.middle(self.shrink2(h2), recompute)
+        h2 = self.up2(h2 + self.grow2(h3), recompute)
+        return self.up1(h1 + self.grow1(h2), recompute)
