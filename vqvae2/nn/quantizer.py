@@ -7,7 +7,6 @@ Shape legend: B batch, D code dimension, H W grid, K codes, N = B·H·W vectors.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from vqvae2 import distributed
 from vqvae2.nn.checks import require
+from vqvae2.nn.precision import exact_float32_matmul, without_autocast
 
 # How many distances exist at once: few enough for a processor's cache, or many enough to keep a GPU busy.
 # (Half as many take as long on an idle processor, but longer where its threads wait for other work.)
@@ -89,7 +89,7 @@ class VectorQuantizer(nn.Module):
     def forward(self, vectors: Tensor) -> Quantized:
         """Quantises `vectors` [B, D, H, W] with the codebook as it stands; writes nothing."""
         width = self._statistics_width if self.training else 0
-        with torch.autocast(vectors.device.type, enabled=False), _exact_float32_matmul():
+        with without_autocast(vectors.device), exact_float32_matmul():
             found, codes, commitment, statistics = _Quantize.apply(vectors, self.codebook, width)
         if self.training and self._needs_candidates:
             self._offer_candidates(statistics, vectors.detach())
@@ -100,7 +100,7 @@ class VectorQuantizer(nn.Module):
     def encode(self, vectors: Tensor) -> Tensor:
         """Only the codes [B, H, W] of `vectors` [B, D, H, W]: those that `forward` gives, sooner."""
         codes = vectors.new_empty(len(vectors), *vectors.shape[2:], dtype=torch.int64)
-        with torch.autocast(vectors.device.type, enabled=False), _exact_float32_matmul():
+        with without_autocast(vectors.device), exact_float32_matmul():
             for rows, row_codes in zip(_row_chunks(vectors), _row_chunks(codes), strict=True):
                 row_codes.copy_(nearest(rows, self.codebook))
         return codes
@@ -288,17 +288,3 @@ def perplexity(counts: Tensor) -> Tensor:
 def usage(counts: Tensor) -> Tensor:
     """Fraction of the codes that occur at all."""
     return (counts > 0).double().mean()
-
-
-@contextmanager
-def _exact_float32_matmul() -> Iterator[None]:
-    """Turns reduced-precision float32 products (TF32, bf16) off: near codes would be confused."""
-    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
-    before = [backend.fp32_precision for backend in backends]
-    for backend in backends:
-        backend.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
