@@ -47,6 +47,7 @@ def _work(
 ) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # or Lightning sets another number, and OpenMP hangs in a fork
     try:
         dist.init_process_group(
             "gloo",

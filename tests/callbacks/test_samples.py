@@ -16,7 +16,7 @@ NUM_RENAMES = 1 + 3 + 3  # job.json, three shards, scores.csv, grid.png, manifes
 
 
 @pytest.fixture
-def job(tmp_path):
+def job(tmp_path, one_thread):
     """Calls `sample` with a small chain of priors: folder, options."""
     _, autoencoder, priors = save_chain(tmp_path)
     return lambda folder, **options: sample(tmp_path / folder, autoencoder, priors, **options)

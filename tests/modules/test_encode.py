@@ -224,6 +224,7 @@ def encoded(monkeypatch):
 
 
 @pytest.mark.parametrize("number", [1, 2, 4, 6, 7])  # job.json, four shards, one, manifest.json
+@pytest.mark.usefixtures("one_thread")
 def test_a_killed_job_is_completed_to_the_same_bytes(checkpoint, folders, tmp_path, encoded, number):
     wanted = hashes(encode(checkpoint, tmp_path / "whole", image_data(folders)))
     folder = tmp_path / "killed"

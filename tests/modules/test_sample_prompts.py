@@ -116,7 +116,7 @@ def test_a_damaged_prompt_is_named(chain, tmp_path):
         sample(tmp_path / "s", autoencoder, priors, data=prompts(first, rows=0.5, num_prompts=12))
 
 
-def test_a_killed_completion_is_completed_and_more_prompts_are_added(chain, tmp_path):
+def test_a_killed_completion_is_completed_and_more_prompts_are_added(chain, tmp_path, one_thread):
     _, autoencoder, priors, _ = chain
 
     def job(folder, **options):
