@@ -11,7 +11,7 @@ DEMO_STAGES := fit:vqvae predict:encode fit:top fit:bottom fit:classifier predic
 .PHONY: help demo test lint encode-latents sample complete eval-fid clean
 
 help:
-	@echo "make demo                        the whole pipeline on embedded digits, about ten minutes on two cores"
+	@echo "make demo                        the whole pipeline on embedded digits, nine minutes on two cores"
 	@echo "make test | make lint            the tests | ruff"
 	@echo "make encode-latents CONFIG=demo  images -> latent shards (configs/demo_encode.yaml)"
 	@echo "make sample CONFIG=demo          class-conditional samples (configs/demo_sample.yaml)"
