@@ -10,14 +10,12 @@ time of one is measured and multiplied by the number of codes.
 
 import argparse
 import math
-import time
-from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from configured import PRIOR_26M, network
-from timing import describe_machine, print_table
+from timing import describe_machine, print_table, seconds
 from vqvae2.nn.prior import Prior
 from vqvae2.sampling.ancestral import ChainSampler, Draw
 
@@ -66,6 +64,7 @@ def measure(
     labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
     sampler = ChainSampler(priors, [Draw()] * len(priors), compiled=compiled)
 
+    @torch.inference_mode()
     def sample() -> None:
         codes = [level.codes for level in sampler(labels, seed=0, images=range(batch_size))]
         if decoder is not None:
@@ -93,17 +92,6 @@ def naive_seconds(prior: Prior, labels: torch.Tensor, repeats: int) -> float:
     condition, label = prior.condition(above), prior.embed_labels(labels)
     full_pass_s = min(seconds(lambda: prior.logits(codes, condition, label)) for _ in range(repeats + 1))
     return full_pass_s * math.prod(prior.grid)
-
-
-@torch.inference_mode()
-def seconds(function: Callable[[], object]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    function()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

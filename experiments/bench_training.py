@@ -140,7 +140,8 @@ def step_flops(name: str, batch: ImageBatch | LatentBatch) -> int:
         if isinstance(batch, ImageBatch):
             made = network(name, "cpu").train()
             with FakeTensorMode(allow_non_fake_inputs=True):
-                made(torch.empty(batch.images.shape)).images.sum().backward()
+                out = made(torch.empty(batch.images.shape))
+                getattr(out, "images", out).sum().backward()  # of an autoencoder, or logits of a classifier
         else:
             made = network(name).train()
             codes = [torch.empty_like(level, device="meta") for level in batch.codes]

@@ -29,17 +29,18 @@ def compare(cases: dict[Name, Callable[[], object]], *, repeats: int, warmup: in
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}, wanted at least 1.")
     names = list(cases)
-    seconds: dict[Name, list[float]] = {name: [] for name in names}
+    times: dict[Name, list[float]] = {name: [] for name in names}
     for round_ in range(warmup + repeats):
         first = round_ % len(names) if names else 0
         for name in names[first:] + names[:first]:
-            elapsed = _seconds(cases[name])
+            elapsed = seconds(cases[name])
             if round_ >= warmup:
-                seconds[name].append(elapsed)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+                times[name].append(elapsed)
+    return {name: statistics.median(laps) for name, laps in times.items()}
 
 
-def _seconds(case: Callable[[], object]) -> float:
+def seconds(case: Callable[[], object]) -> float:
+    """Of one run; on a GPU until its kernels are done."""
     _synchronize()
     start = time.perf_counter()
     case()
