@@ -305,8 +305,8 @@ def test_a_mistake_in_a_config_is_one_line_that_names_it(folder, capsys, config,
             "EncodeModule cannot fit, this config is for: lightning predict.",
         ),
         (
-            ["validate", "-c", f"{CONFIGS}/demo_vqvae.yaml"],
-            "validate needs trained weights: add --ckpt_path last, or best, or a file.",
+            ["test", "-c", f"{CONFIGS}/demo_vqvae.yaml"],
+            "AutoencoderModule cannot test, this config is for: lightning fit or validate.",
         ),
         (
             ["fit", "-c", "job.yaml", "--trainer.use_distributed_sampler", "true"],
@@ -362,6 +362,14 @@ def test_a_checkpoint_of_another_kind_or_none_at_all_is_refused_before_anything_
         status, found = failure(capsys, "fit", "-c", f"{CONFIGS}/demo_classifier.yaml", "--ckpt_path", name)
         assert (status, found.startswith(message)) == (1, True)
     assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize(("verb", "name"), [("validate", "vqvae"), ("test", "cas"), ("test", "classifier")])
+def test_what_a_fit_trains_is_looked_at_as_it_was_last_saved(folder, capsys, verb, name):
+    assert failure(capsys, verb, "-c", f"{CONFIGS}/demo_{name}.yaml") == (
+        1,
+        f"There is no checkpoint runs/demo/{name}/last.ckpt (--ckpt_path). Train it first, or name another.",
+    )
 
 
 def test_a_job_that_fails_before_its_first_batch_leaves_the_run_folder_alone(folder, capsys):

@@ -15,9 +15,10 @@ from lightning.pytorch.accelerators import CPUAccelerator
 import vqvae2.callbacks.grids
 import vqvae2.modules.critic
 import vqvae2.modules.encode
-import vqvae2.modules.evaluation
+import vqvae2.modules.evaluation_inputs
 import vqvae2.modules.sample
 from vqvae2.cli import SuiteCLI
+from vqvae2.composition import compose
 from vqvae2.data.latents import LatentSpec, Level
 from vqvae2.modules.base import NetworkModule
 from vqvae2.modules.checkpoint import Loaded
@@ -96,7 +97,7 @@ def nothing_on_disk(monkeypatch, tmp_path):
         vqvae2.modules.encode,
         vqvae2.modules.sample,
         vqvae2.modules.critic,
-        vqvae2.modules.evaluation,
+        vqvae2.modules.evaluation_inputs,
         vqvae2.callbacks.grids,
     ]
     for module in modules:
@@ -127,6 +128,21 @@ def test_every_part_is_used():
     for path in CONFIGS.rglob("*.yaml"):
         used |= {Path(base).name for base in yaml.safe_load(path.read_text()).get("base", [])}
     assert {path.name for path in (CONFIGS / "parts").glob("*.yaml")} <= used
+
+
+@pytest.mark.parametrize("dataset", [name for name, count in NUM_CLASSES.items() if count])
+def test_a_score_differs_from_its_ceiling_in_the_training_images_alone(dataset):
+    """And it holds out the same images, and reads what the other jobs write."""
+    cas, ceiling = (compose(CONFIGS / f"{dataset}_{name}.yaml") for name in ("cas", "classifier"))
+    assert cas["model"] == ceiling["model"]
+    train, real = (config["data"]["init_args"] for config in (cas, ceiling))
+    source = {} if "val" in real else {"holdout_of": real["train"]}
+    samples = compose(CONFIGS / f"{dataset}_sample.yaml")
+    assert train == real | source | {"train": samples["trainer"]["default_root_dir"]}
+    jobs = [config["trainer"] | {"default_root_dir": None} for config in (cas, ceiling)]
+    assert jobs[0] == jobs[1]
+    assert "checkpoint" not in cas  # nothing is chosen by the images that the score is measured on
+    assert cas["model"]["init_args"]["autoencoder"] == samples["model"]["init_args"]["autoencoder"]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from vqvae2.callbacks.progress import ImageProgress
 from vqvae2.callbacks.run_folder import RunCheckpoint, StreamedCheckpoints, check_writable
 from vqvae2.composition import UsageError, compose, config_files
 from vqvae2.data.chunks import ChunkedDataModule
-from vqvae2.usage import check_job, check_verb, one_line, underlying, usage_line
+from vqvae2.usage import check_job, check_verb, needs_weights, one_line, underlying, usage_line
 
 SHARDED = "meta.pt"  # marks a checkpoint that is a folder, as sharded training writes it
 
@@ -136,8 +136,13 @@ class SuiteCLI(LightningCLI):
         self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:
-        """Resolves 'last' and 'best'. A checkpoint changes no setting of the config."""
+        """Resolves 'last' and 'best'. A checkpoint changes no setting of the config.
+
+        What a fit has trained is validated and tested as its last checkpoint has it, unless another is named.
+        """
         config = self.config[self.config.subcommand]
+        if config.ckpt_path is None and needs_weights(self.config.subcommand, config):
+            config.ckpt_path = "last"
         if config.ckpt_path is None:
             return
         named = config.ckpt_path in ("last", "best")

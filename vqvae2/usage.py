@@ -64,15 +64,25 @@ def check_job(verb: str, config: Namespace) -> None:
     for group in ("model", "data"):
         _check_groups(group, _load(config[group].class_path), config[group].get("init_args") or Namespace())
     model = _load(config.model.class_path)
-    verbs = [
-        name for name, step in _STEPS.items() if getattr(model, step) is not getattr(LightningModule, step)
-    ]
+    verbs = _verbs(model)
     if verb not in verbs:
         raise UsageError(
             f"{model.__name__} cannot {verb}, this config is for: lightning {' or '.join(verbs)}."
         )
-    if issubclass(model, NetworkModule):
-        _check_weights(verb, model, config.ckpt_path)
+    if issubclass(model, NetworkModule) and config.ckpt_path is not None:
+        _check_weights(model, config.ckpt_path)
+
+
+def needs_weights(verb: str, config: Namespace) -> bool:
+    """Whether a job looks at a network that a fit with the same config has trained."""
+    model = _load(config.model.class_path)
+    return verb != "fit" and issubclass(model, NetworkModule) and verb in _verbs(model)
+
+
+def _verbs(model: type[LightningModule]) -> list[str]:
+    return [
+        name for name, step in _STEPS.items() if getattr(model, step) is not getattr(LightningModule, step)
+    ]
 
 
 def _check_groups(path: str, owner: type, values: Namespace) -> None:
@@ -84,11 +94,8 @@ def _check_groups(path: str, owner: type, values: Namespace) -> None:
             raise UsageError(f"'{path}.{name}' wants a mapping of options, found {value!r}.")
 
 
-def _check_weights(verb: str, model: type[NetworkModule], checkpoint: str | None) -> None:
-    if checkpoint is None:
-        if verb != "fit":
-            raise UsageError(f"{verb} needs trained weights: add --ckpt_path last, or best, or a file.")
-    elif Path(checkpoint).is_file() and (found := read_description(checkpoint)["kind"]) != model.kind:
+def _check_weights(model: type[NetworkModule], checkpoint: str) -> None:
+    if Path(checkpoint).is_file() and (found := read_description(checkpoint)["kind"]) != model.kind:
         raise ValueError(
             f"{checkpoint} holds a network of kind '{found}', wanted '{model.kind}'. "
             "Name a checkpoint of this job's own run folder as ckpt_path."

@@ -12,41 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
-import webdataset
-from PIL import Image
 
+from tests.data.image_files import png, value_of, write, write_tar
 from vqvae2.data.sources import open_source
 
 SCRIPTS = Path(__file__).parents[2] / "data"
-
-
-def png(value, size=8):
-    """A PNG of one colour, which tells which image it was."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (size, size), (value, 0, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def value_of(source, i):
-    return np.asarray(source.read(i))[0, 0, 0]
-
-
-def write(folder, names):
-    for value, name in enumerate(names):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(value))
-    return str(folder)
-
-
-def write_tar(path, samples, first=0):
-    """`samples` are the contents of .cls members; None leaves the member out."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with webdataset.TarWriter(str(path)) as tar:
-        for number, label in enumerate(samples, start=first):
-            sample = {"__key__": f"sample{number}", "png": png(number)}
-            tar.write(sample if label is None else {**sample, "cls": label})
-    return str(path)
 
 
 @pytest.fixture(autouse=True)
@@ -239,6 +209,27 @@ def test_missing_and_unreadable_labels_are_named(tmp_path, labels, message):
 def test_unlabelled_images_where_classes_are_wanted(tmp_path):
     with pytest.raises(ValueError, match=r"has no labels, wanted 10 classes.*num_classes to 0"):
         open_source(write(tmp_path / "x", ["1.png"]), num_classes=10)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"GIF89a", "damaged|not an image"),
+        (b"no image", "not an image"),
+        (png(1, size=200)[:80], "truncated|damaged"),
+    ],
+)
+def test_a_broken_picture_is_an_os_error_and_spares_the_others(tmp_path, content, message):
+    location = Path(write(tmp_path / "x", ["a/0.png", "a/1.png"]))
+    (location / "a" / "0.png").write_bytes(content)
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(location / "a", "a")
+    for source in (open_source(str(location)), open_source(str(tmp_path / "x.tar"))):
+        order = sorted(range(2), key=source.key)
+        with pytest.raises(OSError, match=message):
+            source.read(order[0])
+        assert value_of(source, order[1]) == 1
 
 
 def test_the_digits_are_mlxtends():

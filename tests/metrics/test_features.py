@@ -1,15 +1,16 @@
-"""Feature networks by name: what they are shown, and what is said when their weights cannot be had."""
+"""Feature networks by name: what they are shown, which layers are taken, what they are recognised by."""
 
-import socket
 from typing import ClassVar
 
 import pytest
 import torch
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
-from vqvae2.metrics.features import INCEPTION, FeatureNetwork, to_rgb_bytes
+from tests.metrics.thin_vgg import thin_vgg
+from vqvae2.metrics.catalogue import INCEPTION
+from vqvae2.metrics.extractors import URLS
+from vqvae2.metrics.features import FeatureNetwork, feature_layers, to_rgb_bytes
 
 
 class Means(FeatureExtractorBase):
@@ -61,40 +62,36 @@ def test_unknown_name_lists_the_known_ones():
         FeatureNetwork("inception")
 
 
-def test_weights_that_cannot_be_downloaded_name_the_file_and_the_option(monkeypatch, tmp_path):
-    def no_network(*_, **__):
-        raise socket.gaierror(-2, "Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", no_network)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(ValueError, match=r"weights-inception-2015-12-05-\w+\.pth.*model\.init_args\.weights"):
-        FeatureNetwork(INCEPTION)
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"no file .*absent\.pth with the weights of 'vgg16'"):
+        FeatureNetwork("vgg16", str(tmp_path / "absent.pth"))
 
 
-def test_weights_that_are_missing_or_of_something_else(tmp_path):
-    with pytest.raises(ValueError, match=r"no file .*absent\.pth"):
-        FeatureNetwork(INCEPTION, str(tmp_path / "absent.pth"))
-    (tmp_path / "text.pth").write_text("not weights")
-    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
-    for name in ("text.pth", "other.pth"):
-        with pytest.raises(ValueError, match=f"{name} does not hold the weights of 'inception-v3-compat'"):
-            FeatureNetwork(INCEPTION, str(tmp_path / name))
+@pytest.mark.parametrize("name", URLS)
+def test_features_are_those_of_all_metrics_and_only_class_logits_are_logits(name):
+    """No Inception score of fc2_relu, clip or dinov2, which torch-fidelity would compute."""
+    kind = FEATURE_EXTRACTORS_REGISTRY[name]
+    features, *logits = feature_layers(name)
+    assert all(
+        kind.get_default_feature_layer_for_metric(metric) == features for metric in ("fid", "kid", "prc")
+    )
+    assert logits == (["logits_unbiased"] if name == INCEPTION else [])
 
 
-def test_inception_from_a_local_file_gives_features_and_unbiased_logits(monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", None)
-    torch.manual_seed(0)
-    random = object.__new__(FeatureExtractorInceptionV3)
-    with monkeypatch.context() as patched:  # build it with its random weights: no file to read
-        patched.setattr(
-            "torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {}
-        )
-        patched.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
-        random.__init__(INCEPTION, ["2048"])
-    torch.save(random.state_dict(), tmp_path / "inception.pth")
-    network = FeatureNetwork(INCEPTION, str(tmp_path / "inception.pth"))
-    images = torch.rand(2, 3, 20, 20) * 2 - 1
-    seen = network(images)
-    assert network.layers == ["2048", "logits_unbiased"]
-    assert torch.equal(seen.features, random(to_rgb_bytes(images))[0])
-    torch.testing.assert_close(seen.logits, seen.features @ random.fc.weight.T)
+def test_fingerprints_tell_names_layers_and_weights_apart(monkeypatch, tmp_path):
+    found = {FeatureNetwork("test-means").fingerprint}
+    assert FeatureNetwork("test-means").fingerprint in found
+    monkeypatch.setitem(FEATURE_EXTRACTORS_REGISTRY, "test-others", Means)
+    found.add(FeatureNetwork("test-others").fingerprint)
+    monkeypatch.setattr(Means, "get_provided_features_list", staticmethod(lambda: ("sums",)))
+    monkeypatch.setattr(Means, "get_default_feature_layer_for_metric", staticmethod(lambda _: "sums"))
+    found.add(FeatureNetwork("test-means").fingerprint)
+    monkeypatch.setattr("torch_fidelity.__version__", "0.5.0")
+    found.add(FeatureNetwork("test-means").fingerprint)
+    path, name = thin_vgg(tmp_path, monkeypatch)
+    found.add(FeatureNetwork(name, str(path)).fingerprint)
+    weights = torch.load(path)
+    weights["features.0.bias"][1] += 1e-6
+    torch.save(weights, path)
+    found.add(FeatureNetwork(name, str(path)).fingerprint)
+    assert len(found) == 6

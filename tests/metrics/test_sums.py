@@ -1,4 +1,4 @@
-"""Likelihood, reconstruction error, recognition and codebook use against values by hand or NumPy."""
+"""Likelihood, reconstruction error and codebook use against values by hand or NumPy."""
 
 import math
 
@@ -9,22 +9,21 @@ from torch.nn import functional as F
 
 from tests.ranks import run_ranks
 from vqvae2 import distributed
-from vqvae2.metrics.sums import ClassAccuracy, CodebookUse, Likelihood, ReconstructionError
+from vqvae2.metrics.sums import CodebookUse, Likelihood, ReconstructionError
 from vqvae2.nn.prior import Prior
 
 GENERATOR = torch.Generator().manual_seed(0)
 NLL = torch.rand(37, 4, 6, generator=GENERATOR) * 9
 IMAGES = torch.rand(37, 3, 8, 8, generator=GENERATOR) * 2 - 1
 OTHERS = torch.rand(37, 3, 8, 8, generator=GENERATOR) * 2 - 1
-LOGITS = torch.randn(37, 5, generator=GENERATOR)
-LABELS = torch.randint(4, (37,), generator=GENERATOR)  # nobody asks for class 4
+CODES = torch.randint(4, (37,), generator=GENERATOR)
 
 
 def all_figures(part):
     """Everything on some of the samples, in uneven batches."""
-    metrics = (Likelihood(), ReconstructionError(), ClassAccuracy(5), CodebookUse(6))
+    metrics = (Likelihood(), ReconstructionError(), CodebookUse(6))
     for i in part.split(5):
-        batches = ((NLL[i],), (IMAGES[i], OTHERS[i]), (LOGITS[i], LABELS[i]), (LABELS[i],))
+        batches = ((NLL[i],), (IMAGES[i], OTHERS[i]), (CODES[i],))
         for metric, batch in zip(metrics, batches, strict=True):
             metric.update(*batch)
     return [tuple(metric.compute()) for metric in metrics]
@@ -56,16 +55,12 @@ def test_an_untrained_uniform_prior_takes_the_log_of_its_codebook():
 
 
 def test_figures_equal_numpy_on_everything_at_once():
-    likelihood, error, recognition, use = all_figures(torch.arange(37))
+    likelihood, error, use = all_figures(torch.arange(37))
     nll = NLL.double().numpy()
     assert likelihood == pytest.approx((nll.mean(), nll.sum() / 37 / math.log(2)), rel=1e-12)
     mse = np.mean((IMAGES.double().numpy() - OTHERS.double().numpy()) ** 2)
     assert error == pytest.approx((mse, 10 * math.log10(4 / mse)), rel=1e-12)
-    hits, labels = (LOGITS.argmax(1) == LABELS).numpy(), LABELS.numpy()
-    accuracy, by_class = recognition
-    assert accuracy == pytest.approx(hits.mean(), rel=1e-12)
-    assert by_class == [*(pytest.approx(hits[labels == label].mean()) for label in range(4)), None]
-    p = np.bincount(labels) / 37
+    p = np.bincount(CODES.numpy()) / 37
     assert use == pytest.approx((4 / 6, math.exp(-(p * np.log(p)).sum())), rel=1e-12)
 
 
@@ -73,10 +68,9 @@ def test_two_ranks_with_an_uneven_split_equal_one():
     def on_a_rank():
         return all_figures((torch.arange(4), torch.arange(4, 37))[distributed.rank()])
 
-    *expected, recognition, use = all_figures(torch.arange(37))
+    expected = all_figures(torch.arange(37))
     for found in run_ranks(on_a_rank, 2):
-        assert found[2] == recognition  # ratios of counts
-        for mine, theirs in zip((*found[:2], found[3]), (*expected, use), strict=True):
+        for mine, theirs in zip(found, expected, strict=True):
             assert mine == pytest.approx(theirs, rel=1e-9)
 
 

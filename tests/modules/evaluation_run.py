@@ -170,3 +170,8 @@ def judge(module, data, folder):
     )
     trainer.test(module, data, verbose=False)
     return json.loads(Path(folder, "metrics.json").read_text())
+
+
+def row(report, key):
+    """A set of a verdict."""
+    return next(found for found in report["sets"] if found["key"] == key)

@@ -1,5 +1,7 @@
 """The classifier: it learns, its checkpoint is a feature network, its options reach the network."""
 
+import json
+
 import lightning as L
 import numpy as np
 import pytest
@@ -120,14 +122,16 @@ def test_checkpoint_is_a_feature_network(trained, folder):
         FeatureNetwork("classifier")
 
 
-def test_a_test_measures_the_averaged_network_too(trained, folder):
+def test_a_test_measures_the_averaged_network_too(trained, folder, tmp_path):
     _, module, _ = trained
-    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
-    (found,) = trainer.test(module, data_of(folder), verbose=False)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    trainer.test(module, data_of(folder), verbose=False)
+    found = json.loads((tmp_path / "accuracy.json").read_text())
     images, labels = held_out(folder)
-    assert found["test/accuracy"] == pytest.approx(
+    assert found["real"]["top1"] == pytest.approx(
         (module.average(images).argmax(1) == labels).double().mean().item()
     )
+    assert found["reconstructed"] is None
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])

@@ -25,10 +25,20 @@ from tests.modules.evaluation_run import (
     make_run,
     module_of,
     noise,
+    row,
 )
 from tests.ranks import run_ranks
 from vqvae2 import distributed
 from vqvae2.data.evaluation import spread
+from vqvae2.metrics.quality import InfinitySizes, KernelSubsets, Neighbourhoods
+
+EVERYTHING = {
+    "kid": KernelSubsets(subsets=5, subset_size=6),
+    "fid_infinity": InfinitySizes(points=4, smallest=10, largest=19),
+    "manifold": Neighbourhoods(k_precision=2, k_density=3),
+    "queries": 3,
+    "nearest": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +50,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(run, tmp_path_factory):
     root, _ = run
-    return judge(module_of(root), data_of(root), tmp_path_factory.mktemp("eval"))
+    return judge(module_of(root, **EVERYTHING), data_of(root), tmp_path_factory.mktemp("eval"))
 
 
 def seen(classifier, images):
@@ -53,11 +63,11 @@ def test_sample_figures(run, report):
     samples, labels = floats(noise("samples")), torch.arange(NUM["samples"]) % CLASSES
     features, logits = seen(networks["classifier"], samples)
     real, _ = seen(networks["classifier"], by_class(noise("train"))[0])
-    metrics = report["metrics"]
+    metrics = row(report, "samples")["figures"]
     assert metrics["fid_classifier"] == pytest.approx(nuclear_norm_form(features, real), rel=1e-5)
     score = isc_features_to_metric(logits, splits=SPLITS)
     assert metrics["is_classifier"] == pytest.approx(score["inception_score_mean"], rel=1e-6)
-    assert metrics["is_classifier_std"] == pytest.approx(score["inception_score_std"], rel=1e-4)
+    assert metrics["is_std_classifier"] == pytest.approx(score["inception_score_std"], rel=1e-4)
     hits = (logits.argmax(1) == labels).double()
     assert metrics["class_accuracy"] == pytest.approx(hits.mean().item())
     by_label = [hits[labels == label].mean().item() for label in range(CLASSES)]
@@ -66,10 +76,12 @@ def test_sample_figures(run, report):
 
 def test_reconstruction_figures(run, report):
     _, networks = run
-    images, _ = by_class(noise("val"))
-    error = (networks["vqvae"](images).images.double() - images.double()).square().mean().item()
-    assert report["metrics"]["mse"] == pytest.approx(error, rel=1e-6)
-    assert report["metrics"]["psnr_db"] == pytest.approx(10 * math.log10(4 / error), rel=1e-6)
+    for split in ("train", "val"):
+        images, _ = by_class(noise(split))
+        error = (networks["vqvae"](images).images.double() - images.double()).square().mean().item()
+        assert report["figures"][f"mse_{split}"] == pytest.approx(error, rel=1e-6)
+        psnr_db = 10 * math.log10(4 / error)
+        assert report["figures"][f"psnr_db_{split}"] == pytest.approx(psnr_db, rel=1e-6)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -80,7 +92,7 @@ def test_code_figures(run, report, split):
         "top": networks["top"](top, (), labels),
         "bottom": networks["bottom"](bottom, (top,), labels),
     }
-    metrics, bits = report["metrics"], 0.0
+    metrics, bits = report["figures"], 0.0
     for level, codes in (("top", top), ("bottom", bottom)):
         nll = F.cross_entropy(logits[level].double(), codes).item()
         assert metrics[f"nll_{level}_{split}"] == pytest.approx(nll, rel=1e-6)
@@ -92,6 +104,10 @@ def test_code_figures(run, report, split):
             assert metrics[f"perplexity_{level}"] == pytest.approx(math.exp(entropy), rel=1e-9)
     assert metrics[f"bits_{split}"] == pytest.approx(bits, rel=1e-6)
     assert metrics[f"bpp_{split}"] == pytest.approx(bits / SIZE**2, rel=1e-6)
+    assert metrics[f"compression_{split}"] == pytest.approx(SIZE**2 * 24 / bits, rel=1e-6)
+    assert metrics["bits_stored"] == 80 * 4  # 4x4 and 8x8 codes of 16
+    assert metrics["compression_stored"] == pytest.approx(SIZE**2 * 24 / 320)
+    assert metrics["compression_values"] == pytest.approx(SIZE**2 * 3 / 80)
 
 
 def test_report_says_what_was_judged_and_by_whom(run, report):
@@ -105,25 +121,39 @@ def test_report_says_what_was_judged_and_by_whom(run, report):
     }
     assert report["counts"] == {name: NUM[part] for name, part in parts.items()}
     assert set(report["unreadable"].values()) == {0}
-    assert report["features"]["name"] == "classifier"
-    assert len(report["features"]["fingerprint"]) == 64
-    assert report["inputs"]["samples"] == str(root / "samples")
+    assert report["networks"]["distance"]["name"] == "classifier"
+    assert report["networks"]["distance"]["weights"] == str(root / "classifier.ckpt")
+    assert len(report["networks"]["distance"]["fingerprint"]) == 64
+    assert report["inputs"]["samples"] == {"samples": str(root / "samples")}
     assert report["seconds"] > 0
-    assert report["names"]["fid_classifier"] == "FID (classifier)"
-    assert "fid" not in report["metrics"]  # the name is Inception's
-    assert set(report["names"]) == set(report["metrics"])
+    assert report["legend"]["fid_classifier"] == {
+        "name": "FID (classifier)",
+        "metric": "fid",
+        "better": "lower",
+    }
+    named = {key for found in report["sets"] for key in found["figures"]} | set(report["figures"])
+    assert not named & {"fid", "precision"}  # these names are Inception's and VGG-16's
+    assert set(report["legend"]) == named
 
 
 def test_two_ranks_with_uneven_shares_give_the_same_figures(run, report, tmp_path):
     root, _ = run
 
     def on_a_rank():  # each takes itself for the one that writes: Lightning did not start them
-        return judge(module_of(root), data_of(root), tmp_path / str(distributed.rank()))
+        module = module_of(root, **EVERYTHING)
+        return judge(module, data_of(root), tmp_path / str(distributed.rank()))
 
     for found in run_ranks(on_a_rank, 2):
         assert found["counts"] == report["counts"]
-        for key, value in report["metrics"].items():
-            assert found["metrics"][key] == pytest.approx(value, rel=1e-5), key
+        assert found["figures"] == pytest.approx(report["figures"], rel=1e-5)
+        for mine, theirs in zip(found["sets"], report["sets"], strict=True):
+            assert mine["key"] == theirs["key"]
+            for key, value in theirs["figures"].items():
+                assert mine["figures"][key] == pytest.approx(value, rel=1e-4), (mine["key"], key)
+        for mine, theirs in zip(found["neighbours"], report["neighbours"], strict=True):
+            for space in ("features", "pixels"):
+                nearest = [[place["index"] for place in each[space]] for each in (mine, theirs)]
+                assert nearest[0] == nearest[1]
 
 
 def test_samples_alone_and_latents_alone(run, tmp_path):
@@ -134,7 +164,9 @@ def test_samples_alone_and_latents_alone(run, tmp_path):
     module = module_of(root, features=None, weights=None, autoencoder=None, priors=None)
     found = judge(module, data_of(root, samples=None, max_latents=4), tmp_path)
     assert found["counts"] == {"latents_val": 4}
-    assert set(found["metrics"]) == {f"{name}_{level}" for name in ("usage", "perplexity") for level in GRIDS}
+    use = {f"{name}_{level}" for name in ("usage", "perplexity") for level in GRIDS}
+    assert set(found["figures"]) == use | {"bits_stored", "compression_stored", "compression_values"}
+    assert found["sets"] == []
 
 
 def test_one_view_of_each_training_image_is_scored(run, tmp_path):
@@ -152,7 +184,7 @@ def test_an_unreadable_real_image_is_counted(run, tmp_path):
     module = module_of(root, autoencoder=None, priors=None)
     found = judge(module, data_of(root, train=str(tmp_path / "train"), latents=None), tmp_path)
     assert found["counts"]["real"] == NUM["train"] - 1
-    assert found["unreadable"] == {"samples": 0, "real": 1}
+    assert found["unreadable"] == {"samples": 0, "real": 1, "held_out": 0}
 
 
 def test_spread_takes_from_everywhere():

@@ -20,6 +20,7 @@ from tests.modules.evaluation_run import (
     write_class_folders,
 )
 from vqvae2.data.latents import read_manifest
+from vqvae2.metrics.quality import InfinitySizes, KernelSubsets, Neighbourhoods
 from vqvae2.nn.autoencoder import HierarchicalVQVAE, fingerprint
 
 
@@ -34,8 +35,15 @@ def run(tmp_path_factory):
     [
         ({}, {"samples": None}, "give both"),
         ({"features": None}, {}, "give both"),
-        ({"splits": 20}, {}, "20 splits .* found 19 samples"),
-        ({}, {"max_real": 1}, "1 real images, wanted at least 2"),
+        ({"splits": 20}, {}, "19 of the samples .* is needs at least 20.*model.init_args.splits"),
+        ({}, {"max_real": 1}, "1 real images, fid needs at least 2"),
+        ({"kid": KernelSubsets(9, 20)}, {}, "19 of the samples .* kid needs at least 20.*kid.subset_size"),
+        ({"kid": KernelSubsets(9, 12), "max_features": 9}, {}, "9 real images, kid needs at least 12"),
+        ({"fid_infinity": InfinitySizes(3, 5, 50)}, {}, "19 of the samples .* needs at least 50"),
+        ({"manifold": Neighbourhoods(3, 19)}, {}, "19 of the samples .* precision needs at least 20"),
+        ({"manifold_features": "vgg17"}, {}, "no features 'vgg17'"),
+        ({}, {"samples": {"a@b": "samples"}}, "'a@b' cannot be the name of samples"),
+        ({}, {"samples": {"real": "samples"}}, "'real' cannot be the name of samples"),
         ({}, {"channels": 1}, "32x32 RGB, but the real images are 32x32 grey"),
         ({}, {"image_size": 16}, "32x32 RGB, but the real images are 16x16 RGB"),
         ({}, {"num_classes": 2}, "outside the 2 classes"),

@@ -23,6 +23,7 @@ from tests.modules.evaluation_run import (
     make_run,
     module_of,
     noise,
+    row,
     save,
     write_scores,
 )
@@ -89,26 +90,31 @@ def expected_figures(networks, chosen):
 @pytest.mark.parametrize("fraction", FRACTIONS)
 def test_figures_of_a_fraction_are_those_of_the_samples_kept(run, scores, report, fraction):
     chosen = best(scores, fraction)
-    at = "" if fraction == 1 else f"@{fraction}"
+    found = row(report, "samples" if fraction == 1 else f"samples@{fraction}")
     for key, value in expected_figures(run[1], chosen).items():
-        assert report["metrics"][key + at] == pytest.approx(value, rel=1e-4), key
-    assert report["metrics"][f"critic_log_score{at}"] == pytest.approx(
+        assert found["figures"][key] == pytest.approx(value, rel=1e-4), key
+    assert found["figures"]["critic_log_score"] == pytest.approx(
         np.mean([scores[[i for i in chosen if LABELS[i] == label]].mean() for label in range(CLASSES)])
     )
-    assert report["metrics"][f"num_judged{at}"] == len(chosen)
-    assert report["rejection"]["kept"][str(fraction)] == len(chosen)
+    assert found["num_images"] == len(chosen)
+    assert found["fraction"] == fraction
+    assert report["rejection"]["kept"]["samples"][str(fraction)] == len(chosen)
 
 
 def test_all_of_the_samples_get_the_figures_of_a_plain_verdict(run, report, tmp_path):
     root, _ = run
     plain = judge(module_of(root), data_of(root), tmp_path)
-    assert {key: report["metrics"][key] for key in plain["metrics"]} == plain["metrics"]
-    assert {key: report["names"][key] for key in plain["names"]} == plain["names"]
+    for key in ("samples", "reconstructions", "held_out"):
+        figures = row(plain, key)["figures"]
+        assert {name: row(report, key)["figures"][name] for name in figures} == figures
+    assert report["figures"] == plain["figures"]
+    assert {key: report["legend"][key] for key in plain["legend"]} == plain["legend"]
     assert plain["rejection"] is None
 
 
 def test_the_mean_score_rises_as_the_fraction_falls(report):
-    means = [report["metrics"]["critic_log_score" + at] for at in ("", "@0.5", "@0.25")]
+    keys = ("samples", "samples@0.5", "samples@0.25")
+    means = [row(report, key)["figures"]["critic_log_score"] for key in keys]
     assert means == sorted(means)
     assert len(set(means)) == 3
 
@@ -126,54 +132,56 @@ def test_a_critic_scores_the_samples_itself(run, report, tmp_path, num_ranks):
         shutil.copytree(root / "samples", root / "unscored", ignore=shutil.ignore_patterns("scores.csv"))
     for found in run_ranks(on_a_rank, num_ranks):
         assert found["rejection"]["kept"] == report["rejection"]["kept"]
-        for key, value in found["metrics"].items():
-            assert value == pytest.approx(report["metrics"][key], rel=1e-5), key
-        critic = {"path": str(root / "critic.ckpt"), "fingerprint": fingerprint(networks["critic"])}
-        assert found["rejection"]["critic"] == critic
+        for mine in found["sets"]:
+            theirs = row(report, mine["key"])["figures"]
+            for key, value in mine["figures"].items():
+                assert value == pytest.approx(theirs[key], rel=1e-5), key
+        assert found["rejection"]["critic"] == str(root / "critic.ckpt")
+        assert found["rejection"]["fingerprints"] == {"samples": fingerprint(networks["critic"])}
 
 
 def test_the_same_number_of_each_fraction(run, scores, tmp_path):
     root, networks = run
     module = module_of(root, fractions=[0.5, 1.0], samples_each=7, **OF_SAMPLES)
     found = judge(module, data_of(root), tmp_path)
-    assert found["rejection"]["judged"] == {"1.0": 7, "0.5": 7}
-    assert found["rejection"]["kept"] == {"1.0": 19, "0.5": 10}
+    assert [row(found, key)["num_images"] for key in ("samples", "samples@0.5")] == [7, 7]
+    assert found["rejection"]["kept"] == {"samples": {"1.0": 19, "0.5": 10}}
     kept = best(scores, 0.5)
     turns = sorted(kept, key=lambda i: ([j for j in kept if LABELS[j] == LABELS[i]].index(i), i))
     for at, chosen in (("", range(7)), ("@0.5", sorted(turns[:7]))):
         for key, value in expected_figures(networks, list(chosen)).items():
-            assert found["metrics"][key + at] == pytest.approx(value, rel=1e-4), key + at
+            assert row(found, "samples" + at)["figures"][key] == pytest.approx(value, rel=1e-4), key + at
 
 
 def test_a_critic_that_judges_itself_is_called_so(run, scores, report, tmp_path):
     root, _ = run
-    assert report["names"]["class_accuracy@0.25"] == (
-        "samples recognised as their class, best 0.25 of each class"
-    )
+    assert report["legend"]["class_accuracy"]["name"] == "recognised as their class"
     itself = {"fractions": [1.0, 0.25], "critic": str(root / "classifier.ckpt"), **OF_SAMPLES}
     found = judge(module_of(root, **itself), data_of(root), tmp_path)
-    name = "samples recognised as their class, by the critic itself"
-    assert found["names"]["class_accuracy"] == name
-    assert found["names"]["class_accuracy@0.25"] == f"{name}, best 0.25 of each class"
+    name = "recognised as their class, by the critic itself"
+    assert found["legend"]["class_accuracy"]["name"] == name
     # Scores of the sample job, whose critic is named in its job.json.
-    job = {"identity": {"critic": found["rejection"]["critic"]["fingerprint"]}, "num_samples": {}}
+    job = {"identity": {"critic": found["rejection"]["fingerprints"]["samples"]}, "num_samples": {}}
     shutil.copytree(root / "samples", tmp_path / "samples")
     (tmp_path / "samples" / "job.json").write_text(json.dumps(job))
     module = module_of(root, fractions=[0.25], **OF_SAMPLES)
     found = judge(module, data_of(root, samples=str(tmp_path / "samples")), tmp_path)
-    assert found["names"]["class_accuracy@0.25"] == f"{name}, best 0.25 of each class"
+    assert found["legend"]["class_accuracy"]["name"] == name
 
 
-def test_the_table_has_a_column_for_each_fraction(run, scores, tmp_path, capsys):
+def test_the_table_has_a_column_for_each_set(run, scores, tmp_path, capsys):
     root, _ = run
     module = module_of(root, fractions=[0.25, 1.0], **{**OF_SAMPLES, "autoencoder": str(root / "vqvae.ckpt")})
-    found = judge(module, data_of(root), tmp_path)["metrics"]
+    found = judge(module, data_of(root), tmp_path)
     rows = {line.partition("  ")[0]: line.split("  ")[1:] for line in capsys.readouterr().out.splitlines()}
     columns = {name: " ".join(values).split() for name, values in rows.items()}
-    assert columns["samples kept of each class, the critic's best"] == ["1", "0.25"]
-    assert columns["samples judged"] == ["19", "6"]
-    assert columns["FID (classifier)"] == [f"{found[f'fid_classifier{at}']:.5g}" for at in ("", "@0.25")]
-    assert columns["MSE of reconstructions, pixels in [-1, 1]"] == [f"{found['mse']:.5g}"]
+    keys = ["samples", "samples@0.25", "reconstructions", "held_out"]
+    assert columns[""] == keys
+    assert columns["images"] == ["19", "6", "9", "9"]
+    fids = [f"{row(found, key)['figures']['fid_classifier']:.5g}" for key in keys]
+    assert columns["FID (classifier)"] == fids
+    mse = found["figures"]["mse_val"]
+    assert columns["MSE of reconstructions, held-out images, pixels in [-1, 1]"] == [f"{mse:.5g}"]
 
 
 @pytest.mark.parametrize(
@@ -182,11 +190,10 @@ def test_the_table_has_a_column_for_each_fraction(run, scores, tmp_path, capsys)
         (
             {"fractions": [0.1]},
             {},
-            r"0\.1 keeps 3 of the 19 samples, wanted at least 4\. 40 samples would do",
+            r"0\.1 keeps 3 of the 19 samples 'samples', wanted at least 4\. 40 samples would do",
         ),
         ({"fractions": [0.1], "splits": 1, "samples_each": 12}, {}, "keeps 3 .* at least 12. 120 samples"),
-        ({"samples_each": 1}, {}, "1 samples to judge and 23 real images, wanted at least 2"),
-        ({"samples_each": 3}, {}, "4 splits .* found 3 samples"),
+        ({"samples_each": 3, "fractions": [1.0]}, {}, "3 of the samples .* is needs at least 4"),
         ({}, {"num_classes": 0}, "these have no classes: leave out model.init_args.critic"),
         ({"critic": "vqvae.ckpt"}, {}, "kind 'autoencoder', wanted 'classifier'"),
         ({"critic": "absent.ckpt"}, {}, "no checkpoint .*absent.ckpt"),

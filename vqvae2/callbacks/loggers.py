@@ -98,7 +98,7 @@ class WandbLogger(lightning.pytorch.loggers.WandbLogger):
 
     def __init__(self, settings: WandbSettings, folder: str | Path) -> None:
         mode = settings.mode or os.environ.get("WANDB_MODE") or "online"
-        if mode == "online" and not _has_credentials():
+        if mode == "online" and not has_credentials():
             rank_zero_warn(
                 "W&B has no key (WANDB_API_KEY or `wandb login`), so this run is logged offline; "
                 f"send it later with: wandb sync {folder}/wandb/offline-run-*"
@@ -126,7 +126,7 @@ class WandbLogger(lightning.pytorch.loggers.WandbLogger):
             return super().experiment
 
 
-def _has_credentials() -> bool:
+def has_credentials() -> bool:
     import wandb
 
     return wandb.login(prompt=False, verify=False)

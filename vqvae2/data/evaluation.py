@@ -17,22 +17,28 @@ from vqvae2.data.latents import LatentBatch, LatentSpec, Manifest, read_manifest
 from vqvae2.data.loader import batch_loader
 from vqvae2.data.order import EpochBatches, Index
 from vqvae2.data.scores import read_critic, read_scores
-from vqvae2.data.sources import ImageSource, open_source
+from vqvae2.data.sources import open_source
 from vqvae2.data.views import Split, ViewImages
 
 _MODES = {1: "L", 3: "RGB"}
 _NUM_PROBES = 16  # samples that are looked at before the job starts
 
 
+SAMPLES = "samples"  # what a single candidate is called
+_RESERVED = ("real", "reconstructed", "held_out", "reconstructions", "latents_train", "latents_val")
+
+
 class EvaluationDataModule(ImageDataModule):
     """An `ImageDataModule` whose tests read samples, real images and latents, each sample once.
 
-    The test loaders, in this order as far as there is such data: `samples`, `real`, `held_out` (images of the
-    data's held-out part), `latents_train` and `latents_val`. Images are plain: no augmentation, centre crop.
+    The test loaders, in this order as far as there is such data: one a candidate, by its name; `real`;
+    `held_out` (images of the data's held-out part); `latents_train` and `latents_val`. Images are plain: no
+    augmentation, centre crop.
 
     Args:
-        samples: location of the samples to judge, such as runs/NAME/samples; size, colour and classes must be
-            those of the real images, nothing is converted.
+        samples: location of the samples to judge, such as runs/NAME/samples, a folder of pictures or an .npz
+            file; or several by name, {NAME: LOCATION}. Size, colour and classes must be those of the real
+            images, nothing is converted; pictures without labels are judged without their classes.
         latents: folder of latent shards, for likelihoods and the use of the codebooks.
         real: which part of the images the samples are held against; papers take the training images.
         max_real: take at most so many real images, evenly spread over the part.
@@ -43,7 +49,7 @@ class EvaluationDataModule(ImageDataModule):
     def __init__(
         self,
         *,
-        samples: str | None = None,
+        samples: str | dict[str, str] | None = None,
         latents: str | None = None,
         real: Literal["train", "val"] = "train",
         max_real: int | None = None,
@@ -55,6 +61,7 @@ class EvaluationDataModule(ImageDataModule):
             if most is not None and most < 1:
                 raise ValueError(f"{name} is {most}, wanted at least 1, or null for all.")
         self.samples = samples
+        self.candidates = _by_name(samples)
         self.latents = None if latents is None else Path(latents)
         self.real = real
         self.max_real = max_real
@@ -98,10 +105,10 @@ class EvaluationDataModule(ImageDataModule):
             ValueError: something is not there, or the samples are not like the real images.
         """
         super().setup(stage)
-        self._datasets = {}
-        if self.samples is not None:
-            self._datasets["samples"] = ViewImages(self._open_samples())
-            self._datasets["real"] = ViewImages(self._open_real())
+        self._datasets = {
+            name: ViewImages(self._open_samples(location)) for name, location in self.candidates.items()
+        }
+        self._datasets["real"] = ViewImages(self._open_real())
         if "val" in self.splits:
             self._datasets["held_out"] = ViewImages(self.splits["val"])
         if self.latents is not None:
@@ -118,29 +125,46 @@ class EvaluationDataModule(ImageDataModule):
         batches = EpochBatches(len(dataset), global_batch_size=self.batch_size, shuffle=False)
         return batch_loader(dataset, batches, self.num_workers)
 
-    @property
-    def sample_labels(self) -> Tensor:
-        """The samples' labels in the order of their loader, int64 [M]; -1 when unlabelled."""
-        return torch.from_numpy(self._sample_source.labels).long()
+    def labels_of(self, name: str) -> Tensor:
+        """The labels of a loader's images in its order, int64 [N]; -1 when unlabelled."""
+        split = self._datasets[name].split
+        return torch.from_numpy(split.source.labels[split.samples]).long()
 
-    def sample_scores(self) -> Tensor:
+    def picture(self, name: str, index: int) -> Tensor:
+        """The image at a position of a loader, uint8 [C, H, W].
+
+        Raises:
+            ValueError: it is unreadable.
+        """
+        view = self._datasets[name].view(0, index)
+        if view is None:
+            raise ValueError(f"Image {index} of '{name}' cannot be read.")
+        return torch.tensor(view.pixels)
+
+    def key_of(self, name: str, index: int) -> str:
+        """What the image at a position of a loader is called in its source."""
+        return self._datasets[name].split.key(index)
+
+    def identity_of(self, name: str) -> dict[str, Any]:
+        """Decides what the images of a loader are (plain types)."""
+        return self._datasets[name].split.identity()
+
+    def sample_scores(self, name: str) -> Tensor:
         """The critic's log scores that the sample job wrote, float64 [M], in the order of the loader.
 
         Raises:
             ValueError: there are none, or not of all samples.
         """
-        return read_scores(self._sample_source)
+        return read_scores(self._datasets[name].split.source)
 
-    def sample_critic(self) -> str | None:
+    def sample_critic(self, name: str) -> str | None:
         """Fingerprint of the critic whose scores those are; None where that is not known."""
-        return read_critic(self._sample_source)
+        return read_critic(self._datasets[name].split.source)
 
-    @property
-    def _sample_source(self) -> ImageSource:
-        return self._datasets["samples"].split.source
-
-    def _open_samples(self) -> Split:
-        source = open_source(self.samples, num_classes=self.num_classes, classes=self.classes)
+    def _open_samples(self, location: str) -> Split:
+        source = open_source(
+            location, num_classes=self.num_classes, classes=self.classes, labels_optional=True
+        )
         split = self._split(SampleSplit, "sample", source, np.arange(len(source)))
         for i in spread(len(split), _NUM_PROBES):
             split.pixels(int(i))
@@ -202,6 +226,23 @@ class _Chosen(Dataset):
 
     def __getitems__(self, batch: list[Index]) -> LatentBatch:
         return self.dataset.__getitems__([(epoch, int(self.samples[i])) for epoch, i in batch])
+
+
+def _by_name(samples: str | dict[str, str] | None) -> dict[str, str]:
+    """The candidates' locations.
+
+    Raises:
+        ValueError: a name is taken, or could not be told from the keys of figures.
+    """
+    if not isinstance(samples, dict):
+        return {} if samples is None else {SAMPLES: samples}
+    for name in samples:
+        if not name or name in _RESERVED or set(name) & set("@/"):
+            raise ValueError(
+                f"'{name}' cannot be the name of samples: wanted one without @ and /, and none of "
+                f"{', '.join(_RESERVED)}."
+            )
+    return dict(samples)
 
 
 def spread(num_samples: int, at_most: int | None) -> np.ndarray:

@@ -5,6 +5,7 @@ import json
 import logging
 from dataclasses import asdict
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from vqvae2.data.chunks import ChunkedDataModule
 from vqvae2.data.decode import Fit
 from vqvae2.data.loader import EpochLoader, batch_loader
 from vqvae2.data.order import EpochBatches, check_shares
-from vqvae2.data.sources import ImageSource, open_source
+from vqvae2.data.sources import DigitSource, FolderSource, ImageSource, open_source
 from vqvae2.data.views import ImageBatch, Split, TrainImages, ViewImages
 
 __all__ = ["ImageBatch", "ImageDataModule", "held_out"]
@@ -47,6 +48,8 @@ class ImageDataModule(ChunkedDataModule):
         augment: what is done to training images.
         num_classes: None: as many as the training images have; 0: ignore labels.
         holdout: without `val`, the fraction of the training images that is held out instead.
+        holdout_of: location of which that part is held out, if not of `train`: of the real images, when
+            training on samples. The part is the one that it would be of `train`; the rest is not used.
         holdout_seed: draws another such part.
         num_workers: loader processes on each device.
         seed: with epoch and sample, decides order and augmentation.
@@ -69,6 +72,7 @@ class ImageDataModule(ChunkedDataModule):
         augment: Augment = NOTHING,
         num_classes: int | None = None,
         holdout: float = 0.0,
+        holdout_of: str | None = None,
         holdout_seed: int = 0,
         num_workers: int = 0,
         seed: int = 0,
@@ -85,7 +89,7 @@ class ImageDataModule(ChunkedDataModule):
         self.channels = channels
         self.fit = fit
         self.augment = augment
-        self.holdout, self.holdout_seed = holdout, holdout_seed
+        self.holdout, self.holdout_of, self.holdout_seed = holdout, holdout_of, holdout_seed
         self.num_workers = num_workers
         self.seed = seed
         self.strict, self.cache = strict, cache
@@ -111,6 +115,12 @@ class ImageDataModule(ChunkedDataModule):
         if not self._splits:
             self._splits = self._open()
         return self._splits
+
+    @property
+    def held_out_from(self) -> str:
+        """What the held-out images are, for reports."""
+        part = f"{self.holdout_of or self.train} (holdout {self.holdout:g}, seed {self.holdout_seed})"
+        return part if self.val is None else self.val
 
     @property
     def num_views(self) -> int:
@@ -171,6 +181,7 @@ class ImageDataModule(ChunkedDataModule):
                 digest.update(f"{name}/{split.key(i)} {split.label(i)}\n".encode("utf-8", "surrogateescape"))
         return {
             **{name: getattr(self, name) for name in settings},
+            **({} if self.holdout_of is None else {"holdout_of": self.holdout_of}),
             "augment": asdict(self.augment),
             "names_and_labels": digest.hexdigest(),
         }
@@ -200,6 +211,10 @@ class ImageDataModule(ChunkedDataModule):
             raise ValueError(f"holdout is {self.holdout}, wanted a fraction from 0 up to, not including, 1.")
         if self.val is not None and self.holdout:
             raise ValueError(f"val is {self.val} and holdout is {self.holdout}; wanted one of the two.")
+        if self.holdout_of is not None and not self.holdout:
+            raise ValueError(
+                f"holdout_of is {self.holdout_of}, but holdout is 0. Give the fraction, such as 0.1."
+            )
         if self.channels == 1 and self.augment.needs_colour:
             raise ValueError(
                 "augment.hue and augment.saturation need colour; leave them 0 when channels is 1."
@@ -215,21 +230,59 @@ class ImageDataModule(ChunkedDataModule):
 
     def _open(self) -> dict[str, Split]:
         train = open_source(self.train, num_classes=self._num_classes)
+        chosen = {"train": (train, np.arange(len(train)))}
         if self.val is not None:
-            val = open_source(self.val, num_classes=len(train.classes), classes=train.classes)
-            chosen = {"train": (train, np.arange(len(train))), "val": (val, np.arange(len(val)))}
+            val = _open_beside(train, self.val)
+            chosen["val"] = (val, np.arange(len(val)))
         elif self.holdout:
-            out = held_out(train, self.holdout, self.holdout_seed)
+            source = train if self.holdout_of is None else _open_beside(train, self.holdout_of)
+            out = held_out(source, self.holdout, self.holdout_seed)
             if out.all() or not out.any():
                 raise ValueError(
-                    f"holdout {self.holdout} takes {out.sum()} of {len(train)} in {self.train}, wanted "
+                    f"holdout {self.holdout} takes {out.sum()} of {len(source)} in {source.location}, wanted "
                     "some on both sides. Change holdout or holdout_seed."
                 )
-            chosen = {"train": (train, np.flatnonzero(~out)), "val": (train, np.flatnonzero(out))}
-        else:
-            chosen = {"train": (train, np.arange(len(train)))}
+            chosen["val"] = (source, np.flatnonzero(out))
+            if source is train:
+                chosen["train"] = (train, np.flatnonzero(~out))
         options = {name: getattr(self, name) for name in ("image_size", "channels", "fit", "strict", "cache")}
         return {name: Split(name, source, samples, **options) for name, (source, samples) in chosen.items()}
+
+
+def _open_beside(train: ImageSource, location: str) -> ImageSource:
+    """Opens held-out images with the classes of the training images.
+
+    Class folders get the labels that their names have in training. Files of samples, tars or .npz, know
+    classes by number only: then the folders in sorted order are the classes 0, 1, … and name them.
+
+    Raises:
+        ValueError: the classes are not the same, or could be meant in two orders.
+    """
+    count = len(train.classes)
+    if not isinstance(train, FolderSource | DigitSource) and count and Path(location).expanduser().is_dir():
+        source = open_source(location)
+        if isinstance(source, FolderSource) and source.classes:
+            _check_order(train, source)
+            train.classes = source.classes
+            return source
+    return open_source(location, num_classes=count, classes=train.classes)
+
+
+def _check_order(train: ImageSource, folders: FolderSource) -> None:
+    names = folders.classes
+    listed = ", ".join(names[:3])
+    if len(names) != len(train.classes):
+        raise ValueError(
+            f"{folders.location} has {len(names)} class folders ({listed}, …), but {train.location} has "
+            f"{len(train.classes)} classes, known by number only. Wanted a folder for each class, in "
+            "the order of the numbers; if the last classes are missing there, set num_classes."
+        )
+    if all(name.isdecimal() for name in names) and list(names) != sorted(names, key=int):
+        raise ValueError(
+            f"{folders.location} has the class folders {listed}, …: sorted by name they are not in the "
+            f"order of their numbers, and {train.location} knows its classes by number only. Rename the "
+            "folders with leading zeros."
+        )
 
 
 def _smaller_batch(num_images: int, world_size: int) -> str:

@@ -1,8 +1,7 @@
-"""Where images come from: folders, WebDataset tars or the embedded digits, all as one random-access list."""
+"""Where images come from: folders, WebDataset tars, .npz files or the embedded digits, all as one list."""
 
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from importlib.util import find_spec
 from itertools import chain
@@ -14,68 +13,10 @@ from PIL import Image
 
 from vqvae2.data import tars
 from vqvae2.data.decode import open_image
+from vqvae2.data.image_source import UNLABELLED, ImageSource, file_facts
+from vqvae2.data.npz import is_npz, open_npz
 
 DIGITS = "demo:digits"
-UNLABELLED = -1
-
-
-class ImageSource(ABC):
-    """A list of encoded images with random access; safe to hand to loader workers.
-
-    Args:
-        location: what the user named, for messages.
-        names: one unique name a sample, as messages show it; without its ending it is the sample's key.
-        labels: int64 `[N]`; -1 everywhere when unlabelled.
-        classes: class names in label order; () when unlabelled.
-    """
-
-    def __init__(
-        self, location: str, names: Iterable[str], labels: np.ndarray, classes: Sequence[str] = ()
-    ) -> None:
-        self.location = location
-        self.labels = labels
-        self.classes = tuple(classes)
-        # One block of memory: a million str objects would be copied into every worker by reference counting.
-        self._names = np.array([os.fsencode(name) for name in names])
-        if len(self) == 0:
-            raise ValueError(
-                f"{location} holds no image. Wanted a folder of class folders, a folder of images, or tars "
-                f"with images; an image ends in {', '.join(sorted(tars.IMAGE_SUFFIXES))}."
-            )
-        self._refuse_twins()
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def name(self, i: int) -> str:
-        """How messages call sample i within the location."""
-        return os.fsdecode(self._names[i])
-
-    def key(self, i: int) -> str:
-        """Unique, stable, without the file's ending."""
-        return os.path.splitext(self.name(i))[0]
-
-    def label(self, i: int) -> int:
-        """The class index, or -1 when unlabelled."""
-        return int(self.labels[i])
-
-    def _refuse_twins(self) -> None:
-        seen: set[str] = set()
-        for i in range(len(self)):
-            if (key := self.key(i)) in seen:
-                raise ValueError(
-                    f"{self.location}: the key {key} stands for several images, one of them {self.name(i)}. "
-                    "Names must differ in more than their ending; rename one."
-                )
-            seen.add(key)
-
-    @abstractmethod
-    def read(self, i: int) -> Image.Image:
-        """Decodes sample i.
-
-        Raises:
-            OSError: it cannot be read as an image.
-        """
 
 
 class FolderSource(ImageSource):
@@ -84,9 +25,18 @@ class FolderSource(ImageSource):
     def read(self, i: int) -> Image.Image:
         return open_image(Path(self.location, self.name(i)).read_bytes())
 
+    def _evidence(self) -> Iterator[np.ndarray]:
+        yield file_facts(os.path.join(self.location, self.name(i)) for i in range(len(self)))
+
 
 class TarSource(ImageSource):
-    """Images within uncompressed tars. `places` holds (tar, offset, size) a sample, int64 `[N, 3]`."""
+    """Images within tars.
+
+    Args:
+        paths: the tars, as named.
+        plain: the same, uncompressed.
+        places: (tar, offset, size) a sample, int64 `[N, 3]`, in the uncompressed tars.
+    """
 
     def __init__(
         self,
@@ -96,10 +46,12 @@ class TarSource(ImageSource):
         classes: Sequence[str],
         *,
         paths: list[Path],
+        plain: list[Path],
         places: np.ndarray,
     ) -> None:
         super().__init__(location, names, labels, classes)
         self._paths = paths
+        self._plain = plain
         self._places = places
 
     def key(self, i: int) -> str:
@@ -108,7 +60,12 @@ class TarSource(ImageSource):
 
     def read(self, i: int) -> Image.Image:
         tar, offset, size = (int(number) for number in self._places[i])
-        return open_image(tars.read_range(self._paths[tar], offset, size))
+        return open_image(tars.read_range(self._plain[tar], offset, size))
+
+    def _evidence(self) -> Iterator[np.ndarray]:
+        yield np.array([os.fsencode(path.name) for path in self._paths])
+        yield file_facts(self._paths)
+        yield self._places
 
 
 class DigitSource(ImageSource):
@@ -127,18 +84,27 @@ class DigitSource(ImageSource):
     def read(self, i: int) -> Image.Image:
         return Image.fromarray(self._pixels[i])
 
+    def _evidence(self) -> Iterator[np.ndarray]:
+        yield self._pixels
+
 
 def open_source(
-    location: str, *, num_classes: int | None = None, classes: Sequence[str] | None = None
+    location: str,
+    *,
+    num_classes: int | None = None,
+    classes: Sequence[str] | None = None,
+    labels_optional: bool = False,
 ) -> ImageSource:
     """Opens what is at `location`, deciding by looking at it.
 
     Args:
         location: "demo:digits"; a folder of class folders (labels in the order of the sorted names), of
-            images, or of tars; the path of a tar, or a brace pattern such as "x-{0000..0009}.tar.gz". A
-            folder that holds tars is read as tars, whatever else lies in it.
+            images, or of tars; the path of a tar, or a brace pattern such as "x-{0000..0009}.tar.gz"; the
+            path of an .npz with the images as arr_0 and perhaps their labels as arr_1. A folder that holds
+            tars is read as tars, whatever else lies in it.
         num_classes: the number of classes; None: as many as found; 0: labels are ignored.
         classes: the names of another source's classes. Class folders get the labels that they have there.
+        labels_optional: images that have no labels at all may stay without, whatever `num_classes` is.
 
     Raises:
         ValueError: nothing is there, or not what was wanted; says what was found.
@@ -147,12 +113,18 @@ def open_source(
         source = DigitSource()
     elif (found := _tar_paths(location)) is not None:
         source = _open_tars(location, found, ignore_labels=num_classes == 0)
+    elif is_npz(location) and Path(location).expanduser().is_file():
+        source = open_npz(location, ignore_labels=num_classes == 0)
     else:
         source = _open_folder(location, classes, ignore_classes=num_classes == 0)
     if num_classes == 0:
         source.labels, source.classes = np.full(len(source), UNLABELLED), ()
+    elif labels_optional and not source.classes:
+        pass
     elif num_classes is not None or classes:
         _set_classes(source, num_classes or len(classes), classes)
+    elif source.classes:
+        _set_classes(source, len(source.classes), None)
     return source
 
 
@@ -179,7 +151,7 @@ def _open_folder(location: str, classes: Sequence[str] | None, *, ignore_classes
     if not location or not root.is_dir():
         found = "is a file of another kind" if root.is_file() else "is not there"
         raise ValueError(
-            f"{location or 'An empty name'} {found}. Wanted a folder of images, tars, or {DIGITS}."
+            f"{location or 'An empty name'} {found}. Wanted a folder of images, tars, an .npz, or {DIGITS}."
         )
     with os.scandir(root) as entries:
         visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
@@ -266,7 +238,12 @@ def _open_tars(location: str, paths: list[Path], *, ignore_labels: bool) -> TarS
             f"{unlabelled[0]}. Label all or none."
         )
     classes = [str(label) for label in range(max(labels, default=UNLABELLED) + 1)]
-    source = TarSource(location, names, np.array(labels), classes, paths=plain, places=np.array(places))
-    if min(labels) < 0 and classes:
-        _set_classes(source, len(classes), None)
-    return source
+    return TarSource(
+        location,
+        names,
+        np.array(labels),
+        classes,
+        paths=paths,
+        plain=plain,
+        places=np.array(places, np.int64),
+    )

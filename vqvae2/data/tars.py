@@ -6,8 +6,9 @@ import os
 import shutil
 import tarfile
 import tempfile
+import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
@@ -50,27 +51,43 @@ def plain_tar(path: Path) -> Path:
     """
     if path.suffix.lower() == ".tar":
         return path
+
+    def unpack(target: BinaryIO) -> None:
+        with gzip.open(path) as packed:
+            shutil.copyfileobj(packed, target, 1 << 20)
+
+    return unpacked_once(path, ".tar", unpack)
+
+
+def unpacked_once(path: Path, suffix: str, unpack: Callable[[BinaryIO], None]) -> Path:
+    """An unpacked copy in the system's temporary folder, made anew only when the packed file has changed.
+
+    Args:
+        path: the packed file.
+        suffix: of the copy's name.
+        unpack: writes what is unpacked.
+
+    Raises:
+        ValueError: the compression is damaged or the file was cut short.
+    """
     facts = path.stat()
     identity = hashlib.sha256(f"{path.resolve()} {facts.st_size} {facts.st_mtime_ns}".encode()).hexdigest()
     folder = Path(tempfile.gettempdir(), f"vqvae2-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
-    unpacked = folder / f"{identity[:32]}.tar"
-    if not unpacked.exists():
-        _unpack(path, unpacked)
-    return unpacked
-
-
-def _unpack(path: Path, target: Path) -> None:
-    """Writes beside the target and renames, so that ranks doing the same at once never see half a file."""
-    handle, aside = tempfile.mkstemp(dir=target.parent)
+    target = folder / f"{identity[:32]}{suffix}"
+    if target.exists():
+        return target
+    # Written aside and renamed, so that ranks doing the same at once never see half a file.
+    handle, aside = tempfile.mkstemp(dir=folder)
     try:
-        with os.fdopen(handle, "wb") as unpacked, gzip.open(path) as packed:
-            shutil.copyfileobj(packed, unpacked, 1 << 20)
+        with os.fdopen(handle, "wb") as unpacked:
+            unpack(unpacked)
         os.replace(aside, target)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except (EOFError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be unpacked, it is damaged or cut short: {error}") from error
     finally:
         Path(aside).unlink(missing_ok=True)
+    return target
 
 
 def index_tar(path: Path, name: str) -> list[TarSample]:

@@ -1,11 +1,12 @@
 """One split of the images: reading, fitting and caching them, and the data sets that look at them."""
 
+import hashlib
 import logging
 from abc import abstractmethod
 from ctypes import c_uint8
 from itertools import chain
 from multiprocessing.sharedctypes import RawArray
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -102,6 +103,14 @@ class Split:
 
     def key(self, i: int) -> str:
         return self.source.key(int(self.samples[i]))
+
+    def identity(self) -> dict[str, Any]:
+        """Decides what the pixels of each sample are (plain types)."""
+        return {
+            "source": self.source.fingerprint,
+            "samples": hashlib.sha256(np.ascontiguousarray(self.samples, np.int64)).hexdigest(),
+            **{name: getattr(self, name) for name in ("image_size", "channels", "fit")},
+        }
 
     def unreadable_names(self) -> list[str]:
         """Names of the images that this process or its loader workers could not read so far."""

@@ -46,13 +46,17 @@ class FeatureSet(nn.Module):
 
         An image that was shown twice, as when an uneven split is padded, counts once.
         """
+        return self.gather_with_index()[1]
+
+    def gather_with_index(self) -> tuple[Tensor, Tensor]:
+        """The positions int64 [N], ascending, and the features of `gather`."""
         index = _of_all_ranks(torch.cat(self.index))
         features = _of_all_ranks(torch.cat(self.features))
         order = index.argsort(stable=True)
         index = index[order]
         first = torch.ones_like(index, dtype=torch.bool)
         first[1:] = index[1:] != index[:-1]
-        return features[order[first]]
+        return index[first], features[order[first]]
 
 
 def _of_all_ranks(mine: Tensor) -> Tensor:

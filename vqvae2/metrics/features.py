@@ -1,40 +1,48 @@
 """Feature networks by name, from torch-fidelity's registry: Inception, VGG-16, CLIP, DINOv2, classifiers."""
 
-import pickle
+import hashlib
+import http.client
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch_fidelity
 from torch import Tensor, nn
-from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
-from torch_fidelity.utils import create_feature_extractor
 
+from vqvae2.metrics.extractors import DAMAGE, URLS, create_extractor, download
 from vqvae2.nn.autoencoder import fingerprint
 from vqvae2.pixels import to_uint8
-
-INCEPTION = "inception-v3-compat"
 
 
 class Features(NamedTuple):
     """What a feature network sees in a batch."""
 
-    features: Tensor  # [B, F] float32, those that torch-fidelity takes for the Fréchet distance
-    logits: Tensor | None  # [B, K] float32, those for the Inception score; None if the network has none
+    features: Tensor  # [B, F] float32, those that torch-fidelity takes for FID, KID, precision and recall
+    logits: Tensor | None  # [B, K] float32, of classes, for the Inception score; None if the network has none
 
 
 class FeatureNetwork(nn.Module):
     """A frozen network whose features judge images.
 
+    Attributes:
+        name: as given.
+        layers: of torch-fidelity's network: that of the features, and that of the logits if there are any.
+        weights: as given.
+        fingerprint: hex SHA-256 of all that decides the features: weights, name, layers, and the version of
+            torch-fidelity, which prepares the images.
+
     Args:
         name: in torch-fidelity's registry. Importing `vqvae2.modules.classifier` adds "classifier".
         weights: file of its weights; None downloads them (a classifier needs its checkpoint here).
+        option: under model.init_args, what the user sets to give `weights`, for messages. The name of the
+            network is then the option that has "features" in place of "weights".
 
     Raises:
         ValueError: the name is not registered, or the weights cannot be had or do not fit.
     """
 
-    def __init__(self, name: str, weights: str | None = None) -> None:
+    def __init__(self, name: str, weights: str | None = None, *, option: str = "weights") -> None:
         super().__init__()
         if name not in FEATURE_EXTRACTORS_REGISTRY:
             raise ValueError(
@@ -42,12 +50,12 @@ class FeatureNetwork(nn.Module):
             )
         if weights is not None and not Path(weights).is_file():
             raise ValueError(f"There is no file {weights} with the weights of '{name}'.")
-        kind = FEATURE_EXTRACTORS_REGISTRY[name]
-        layers = [kind.get_default_feature_layer_for_metric(metric) for metric in ("fid", "isc")]
         self.name = name
-        self.layers = list(dict.fromkeys(layers))
-        self.extractor = _create(name, self.layers, weights)
-        self.fingerprint = fingerprint(self.extractor)
+        self.weights = weights
+        self.layers = feature_layers(name)
+        self.extractor = _load(name, self.layers, weights, option)
+        facts = f"{name} {self.layers} {torch_fidelity.__version__} {fingerprint(self.extractor)}"
+        self.fingerprint = hashlib.sha256(facts.encode()).hexdigest()
 
     def train(self, mode: bool = True) -> "FeatureNetwork":
         return super().train(False)
@@ -60,6 +68,17 @@ class FeatureNetwork(nn.Module):
         return Features(features, logits[0] if logits else None)
 
 
+def feature_layers(name: str) -> list[str]:
+    """The layer of the features and, if the network knows classes, that of its logits.
+
+    torch-fidelity names a layer for the Inception score for each network, also where it holds no logits: an
+    Inception score of features means nothing.
+    """
+    kind = FEATURE_EXTRACTORS_REGISTRY[name]
+    features, scores = (kind.get_default_feature_layer_for_metric(metric) for metric in ("fid", "isc"))
+    return [features, scores] if scores.startswith("logits") else [features]
+
+
 def to_rgb_bytes(images: Tensor) -> Tensor:
     """uint8 [B, 3, H, W] of images [B, C, H, W] in [-1, 1], rounded to the nearest; grey is repeated.
 
@@ -68,18 +87,33 @@ def to_rgb_bytes(images: Tensor) -> Tensor:
     return to_uint8(images).expand(-1, 3, -1, -1)
 
 
-def _create(name: str, layers: list[str], weights: str | None) -> nn.Module:
+def _load(name: str, layers: list[str], weights: str | None, option: str) -> nn.Module:
     try:
-        return create_feature_extractor(
-            name, layers, cuda=False, verbose=False, feature_extractor_weights_path=weights
-        )
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if weights is not None:
-            raise ValueError(f"{weights} does not hold the weights of '{name}': {reason}") from error
-        source = f"{URL_INCEPTION_V3} " if name == INCEPTION else "its weights "
+        path = download(name) if weights is None and name in URLS else weights
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        raise _nowhere(name, option, error) from error
+    try:
+        return create_extractor(name, layers, path)
+    except DAMAGE as error:
+        if path is None:  # a network of the user's own, which looks for its weights itself
+            raise _nowhere(name, option, error) from error
+        advice = "" if path == weights else " Remove it to download it again."
         raise ValueError(
-            f"The weights of '{name}' cannot be downloaded ({reason}). Get {source}where there is a "
-            "network and name the file as model.init_args.weights, or use a trained classifier, which needs "
-            "no download: model.init_args.features=classifier, its checkpoint as weights."
+            f"{path} does not hold the weights of '{name}': {_reason(error)}.{advice}"
         ) from error
+
+
+def _nowhere(name: str, option: str, error: Exception) -> ValueError:
+    features = option.replace("weights", "features")
+    return ValueError(
+        f"The weights of '{name}' cannot be downloaded ({_reason(error)}). Get {URLS.get(name, 'them')} "
+        f"where there is a network and name the file as model.init_args.{option}, or use a trained "
+        f"classifier, which needs no download: model.init_args.{features}=classifier, its checkpoint as "
+        f"model.init_args.{option}."
+    )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it has no {error}"
+    return " ".join(str(error).split("\n")[:2]).strip().rstrip(".") or type(error).__name__

@@ -1,6 +1,6 @@
 """Figures that are ratios of sums: over samples, batches and ranks, in float64 and in counts.
 
-Shape legend: B batch, C H W images, K codes or classes, h w grid.
+Shape legend: B batch, C H W images, K codes, h w grid.
 """
 
 import math
@@ -84,33 +84,6 @@ class ReconstructionError(_Sums):
     def compute(self) -> Distortion:
         mse = self.squares.item() / self.num_values.item()
         return Distortion(mse, 10 * math.log10(PEAK**2 / mse) if mse else math.inf)
-
-
-class Recognition(NamedTuple):
-    """How often a classifier sees in an image the class that was asked for."""
-
-    accuracy: float
-    by_class: list[float | None]  # None for a class without images
-
-
-class ClassAccuracy(_Sums):
-    """Top-1 accuracy of a classifier of K classes."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.add_count("hits", num_classes)
-        self.add_count("num_images", num_classes)
-
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Adds logits [B, K] and the labels [B] that were asked for."""
-        num_classes = len(self.hits)
-        self.hits += torch.bincount(labels[logits.argmax(1) == labels], minlength=num_classes)
-        self.num_images += torch.bincount(labels, minlength=num_classes)
-
-    def compute(self) -> Recognition:
-        pairs = zip(self.hits.tolist(), self.num_images.tolist(), strict=True)
-        by_class = [hits / images if images else None for hits, images in pairs]
-        return Recognition(self.hits.sum().item() / self.num_images.sum().item(), by_class)
 
 
 class Use(NamedTuple):

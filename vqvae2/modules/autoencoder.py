@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vqvae2 import distributed
-from vqvae2.data.images import ImageBatch
+from vqvae2.data.images import ImageBatch, ImageDataModule
 from vqvae2.metrics.sums import PEAK
 from vqvae2.modules.base import NetworkModule
-from vqvae2.modules.checkpoint import register_network
+from vqvae2.modules.checkpoint import load_network, register_network
 from vqvae2.modules.schedules import Schedule
 from vqvae2.nn.autoencoder import HierarchicalVQVAE, Reconstruction
 from vqvae2.nn.checks import require
@@ -127,6 +127,22 @@ class AutoencoderModule(NetworkModule):
         return {
             f"{name}_{level}": value for level, value in zip(self.network.level_names, values, strict=True)
         }
+
+
+def load_autoencoder(path: str, data: ImageDataModule) -> HierarchicalVQVAE:
+    """The averaged network of a checkpoint, frozen, for the images of `data`.
+
+    Raises:
+        ValueError: there is no such checkpoint, or images of that size or colour are not for it.
+    """
+    network, facts = load_network(path, AutoencoderModule.kind)
+    if (channels := facts["network"]["channels"]) != data.channels:
+        raise ValueError(
+            f"{path} was trained on images of {channels} channels, the data has {data.channels}. "
+            f"Set data.init_args.channels to {channels}."
+        )
+    network.grids(data.image_size, data.image_size)
+    return network
 
 
 register_network(AutoencoderModule.kind, HierarchicalVQVAE)

@@ -1,5 +1,10 @@
-"""Training an image classifier: a critic of samples, and their feature network in place of Inception."""
+"""Training an image classifier: a critic of samples, and their feature network in place of Inception.
 
+Trained on samples alone it gives their classification accuracy score (section 5.3; Ravuri and Vinyals, 2019).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -8,8 +13,9 @@ from torch.nn import functional as F
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import register_feature_extractor
 
-from vqvae2 import distributed
 from vqvae2.data.images import ImageBatch
+from vqvae2.metrics.accuracy import Tally
+from vqvae2.modules.accuracy import REPORT, accuracy_report, load_reconstructor, write_accuracy_report
 from vqvae2.modules.base import NetworkModule
 from vqvae2.modules.checkpoint import load_network, register_network
 from vqvae2.modules.schedules import Schedule
@@ -19,6 +25,10 @@ from vqvae2.nn.classifier import Classifier
 class ClassifierModule(NetworkModule):
     """Trains a `Classifier` on labelled images; the channels and the number of classes come from the data.
 
+    A test measures how often its average is right about the held-out images, prints that and writes it to
+    `accuracy.json` in the run folder. Trained on samples alone, that is the samples' CAS; trained on the real
+    images, its ceiling.
+
     Args:
         schedule: learning rate of the optimiser.
         polyak: decay of the averaged weights, which are evaluated and which judge.
@@ -26,6 +36,8 @@ class ClassifierModule(NetworkModule):
         momentum: of "sgd"; the decay of the first moment of "adamw".
         weight_decay: for the weights of convolutions and of the last layer; not for biases and norms.
         label_smoothing: probability mass of the target that is spread over all classes.
+        autoencoder: checkpoint; a test then also measures the reconstructions of the held-out images, which
+            lack what the samples lack. Only a test loads it.
         network: options of `Classifier` beyond what the data says.
     """
 
@@ -40,6 +52,7 @@ class ClassifierModule(NetworkModule):
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         label_smoothing: float = 0.0,
+        autoencoder: str | None = None,
         **network: Any,
     ) -> None:
         super().__init__(polyak=polyak)
@@ -50,7 +63,9 @@ class ClassifierModule(NetworkModule):
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.label_smoothing = label_smoothing
+        self.autoencoder = autoencoder
         self.options = network
+        self._loaded_step = 0
 
     def build_network(self) -> Classifier:
         data = self.trainer.datamodule
@@ -82,33 +97,74 @@ class ClassifierModule(NetworkModule):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        self._sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        self._tally = Tally(self.average.head.out_features, self.device)
 
     def validation_step(self, batch: ImageBatch, _: int) -> None:
-        if not len(batch.images):  # every image of the batch was unreadable
-            return
-        logits = self.average(batch.images).float()
-        loss = F.cross_entropy(logits, batch.labels, reduction="sum")
-        best = logits.topk(min(5, logits.shape[1])).indices == batch.labels[:, None]
-        count = torch.tensor(len(logits), device=self.device)
-        self._sums += torch.stack([count, loss, best[:, 0].sum(), best.sum()])
+        if len(batch.images):  # not if every image of the batch was unreadable
+            self._tally.update(self.average(batch.images), batch.labels)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_sums("val")
+        figures = self._tally.all_reduce().figures("val")
+        top5 = figures.pop("val/accuracy_top5", None)
+        self.log_dict(figures, prog_bar=True)
+        if top5 is not None:
+            self.log("val/accuracy_top5", top5)
 
-    # A test measures the same on the data's test images.
-    on_test_epoch_start = on_validation_epoch_start
-    test_step = validation_step
+    def setup(self, stage: str) -> None:
+        """For a test, loads the autoencoder.
+
+        Raises:
+            ValueError: there is nothing to test on, or the autoencoder does not fit the images.
+        """
+        if stage != "test":
+            return
+        data = self.trainer.datamodule
+        if "val" not in data.splits:
+            raise ValueError(
+                f"{data.train} has no held-out images to test on. Give data.init_args.val, or "
+                "data.init_args.holdout."
+            )
+        self._views: dict[str, Callable[[Tensor], Tensor]] = {"real": lambda images: images}
+        if self.autoencoder is not None:
+            # A function, not a submodule: it belongs neither to the checkpoint nor to what is trained.
+            device = self.trainer.strategy.root_device
+            self._views["reconstructed"] = load_reconstructor(self.autoencoder, data, device)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self._loaded_step = checkpoint["global_step"]
+
+    def on_test_epoch_start(self) -> None:
+        num_classes = self.average.head.out_features
+        self._tallies = {name: Tally(num_classes, self.device) for name in self._views}
+
+    def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        if not len(batch.images):
+            return
+        for name, view in self._views.items():
+            self._tallies[name].update(self.average(view(batch.images)), batch.labels)
 
     def on_test_epoch_end(self) -> None:
-        self._log_sums("test")
-
-    def _log_sums(self, stage: str) -> None:
-        total, *sums = distributed.all_reduce_sum(self._sums)
-        loss, accuracy, accuracy_top5 = (value / total for value in sums)
-        self.log_dict({f"{stage}/loss": loss, f"{stage}/accuracy": accuracy}, prog_bar=True)
-        if self.average.head.out_features > 5:
-            self.log(f"{stage}/accuracy_top5", accuracy_top5)
+        """Raises:
+        ValueError: no image could be read.
+        """
+        trainer, data = self.trainer, self.trainer.datamodule
+        for tally in self._tallies.values():
+            tally.all_reduce()
+        if not self._tallies["real"].num_images:
+            raise ValueError(
+                f"none of the {len(data.splits['val'])} images of {data.held_out_from} can be read."
+            )
+        step = trainer.global_step if trainer.ckpt_path is None else self._loaded_step
+        for name, tally in self._tallies.items():
+            figures = tally.figures("test", "" if name == "real" else f"_{name}")
+            for logger in trainer.loggers:
+                logger.log_metrics(figures, step=step)
+        if trainer.is_global_zero:
+            report = accuracy_report(
+                self._tallies, data, autoencoder=self.autoencoder, checkpoint=trainer.ckpt_path, step=step
+            )
+            write_accuracy_report(Path(trainer.default_root_dir, REPORT), report)
 
 
 class ClassifierFeatures(FeatureExtractorBase):

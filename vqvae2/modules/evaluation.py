@@ -4,6 +4,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,17 @@ from torch import nn
 from vqvae2 import distributed
 from vqvae2.data.evaluation import EvaluationDataModule
 from vqvae2.data.images import ImageBatch
-from vqvae2.data.latents import LatentBatch, LatentSpec, check_autoencoder
+from vqvae2.data.latents import LatentBatch
+from vqvae2.data.records import RecordStore
 from vqvae2.data.shards import write_json
-from vqvae2.metrics.features import FeatureNetwork
-from vqvae2.modules.autoencoder import AutoencoderModule
-from vqvae2.modules.checkpoint import Loaded, load_network
-from vqvae2.modules.classifier import ClassifierFeatures
-from vqvae2.modules.critic import check_classifier, trained_for
-from vqvae2.modules.judges import CodeJudge, Figure, ReconstructionJudge, SampleJudge
-from vqvae2.modules.prior import PriorModule
+from vqvae2.metrics.quality import InfinitySizes, KernelSubsets, Neighbourhoods, Wanted
+from vqvae2.modules.evaluation_inputs import check_counts, load_autoencoder_of, load_code_judges, load_eyes
+from vqvae2.modules.image_sets import HELD_OUT, ImageSet, SetsJudge
+from vqvae2.modules.judges import storage_figures
+from vqvae2.modules.reference import REAL, ReferenceJudge
 from vqvae2.modules.rejection import Rejection
-from vqvae2.nn.autoencoder import fingerprint
+from vqvae2.modules.verdict import FORMAT, SetFigures, print_table, run_legend
+from vqvae2.nn.autoencoder import HierarchicalVQVAE
 
 REPORT = "metrics.json"  # in the run folder, trainer.default_root_dir
 
@@ -33,19 +34,32 @@ class EvaluationModule(L.LightningModule):
     """Judges what an `EvaluationDataModule` reads, prints the figures and writes them to the run folder.
 
     Args:
-        features: feature network that compares samples with real images: one of torch-fidelity's, such as
-            "inception-v3-compat" (FID and IS proper), or "classifier", one trained by this suite.
+        features: network whose features give FID, IS and KID: one of torch-fidelity's, such as
+            "inception-v3-compat" (the figures proper), or "classifier", one trained by this suite.
         weights: its weights; a checkpoint for "classifier"; null downloads those of torch-fidelity.
-        autoencoder: checkpoint; its error is measured on held-out images.
+        manifold_features: likewise for precision, recall, density, coverage and nearest images, "vgg16" for
+            the figures proper; null takes the network above.
+        manifold_weights: its weights.
+        autoencoder: checkpoint; the error and the quality of its reconstructions are measured, and FID*,
+            which holds the samples against reconstructions of the real images.
         priors: checkpoints, top first; their likelihoods are measured on the latents.
         splits: parts of the samples that the Inception score is averaged over; papers take 10.
+        kid: subsets for the kernel inception distance; null leaves it out.
+        fid_infinity: sizes for FID-infinity; null leaves it out.
+        manifold: neighbours for precision, recall, density and coverage; null leaves them out.
+        queries: so many of the first candidate's samples are shown beside their nearest training images.
+        nearest: how many of those.
         fractions: of the samples, the best of each class by a critic (section 3.3), that are judged, each by
-            itself; 1 is all samples. The figures of a fraction have its number in their keys, as "fid@0.25".
+            itself; 1 is all samples. The set of a fraction has its number in its name, as "samples@0.25".
         critic: classifier that scores the samples, as `load_critic` takes it; null takes the scores that the
             sample job wrote.
         samples_each: judge so many samples of each fraction, from all classes alike. A Fréchet distance
             falls as their number rises, so a curve over fractions wants the same number in all: draw this
             number divided by the smallest fraction. Null judges all that a fraction keeps.
+        max_features: features of so many real images, evenly spread, are kept for the figures that compare
+            images pair by pair; null keeps all.
+        keep: folder where what the networks saw of the real images is kept for the next verdict; null
+            looks each time.
     """
 
     def __init__(
@@ -53,21 +67,34 @@ class EvaluationModule(L.LightningModule):
         *,
         features: str | None = None,
         weights: str | None = None,
+        manifold_features: str | None = None,
+        manifold_weights: str | None = None,
         autoencoder: str | None = None,
         priors: list[str] | None = None,
         splits: int = 10,
+        kid: KernelSubsets | None = None,
+        fid_infinity: InfinitySizes | None = None,
+        manifold: Neighbourhoods | None = None,
+        queries: int = 0,
+        nearest: int = 5,
         fractions: Sequence[float] = (1.0,),
         critic: str | None = None,
         samples_each: int | None = None,
+        max_features: int | None = None,
+        keep: str | None = None,
     ) -> None:
         super().__init__()
-        self.features = features
-        self.weights = weights
+        self.features, self.weights = features, weights
+        self.manifold_features, self.manifold_weights = manifold_features, manifold_weights
         self.autoencoder = autoencoder
         self.priors = priors or []
-        self.splits = splits
+        self.wanted = Wanted(splits=splits, kid=kid, fid_infinity=fid_infinity, manifold=manifold)
+        self.queries, self.nearest = queries, nearest
         self.rejection = Rejection(fractions, critic, samples_each)
-        self.judges = nn.ModuleDict()
+        self.max_features = max_features
+        self.store = RecordStore(keep)
+        self.verdict: dict[str, Any] | None = None  # what was written, after the test
+        self._check_arguments()
 
     def setup(self, stage: str) -> None:
         """Loads the networks and finds out whether they and the data belong together.
@@ -76,31 +103,36 @@ class EvaluationModule(L.LightningModule):
             ValueError: something is missing, or does not fit; says what.
         """
         data: EvaluationDataModule = self.trainer.datamodule
-        autoencoder = None if self.autoencoder is None else self._load_autoencoder(data)
-        if autoencoder is not None and data.latents is not None:
-            found = fingerprint(autoencoder)
-            check_autoencoder(data.latent_spec, found, codes=str(data.latents), checkpoint=self.autoencoder)
-        self.judges = nn.ModuleDict()
-        if (data.samples is None) != (self.features is None):
+        autoencoder = None if self.autoencoder is None else load_autoencoder_of(self.autoencoder, data)
+        if bool(data.candidates) != (self.features is not None):
             raise ValueError(
                 f"data.init_args.samples is {data.samples} and model.init_args.features is {self.features}: "
                 "give both, to judge samples, or neither."
             )
+        self.rejection.prepare(data)
+        self.eyes = None
         if self.features is not None:
-            self.rejection.prepare(data)
-            self.judges["samples"] = self.judges["real"] = self._sample_judge(data)
-        if autoencoder is not None:
-            self.judges["held_out"] = ReconstructionJudge(autoencoder)
-        if data.latents is not None:
-            self.judges.update(self._code_judges(data))
-        data.select(self.judges.keys())
+            manifold = (self.manifold_features, self.manifold_weights)
+            self.eyes = load_eyes((self.features, self.weights), manifold, data)
+        networks = {"eyes": self.eyes, "autoencoder": autoencoder}
+        self.reference = ReferenceJudge(
+            data, **networks, wanted=self.wanted, store=self.store, max_features=self.max_features
+        )
+        self.sets = SetsJudge(data, **networks)
+        if self.eyes is not None:
+            check_counts(data, self.wanted, self.rejection, self.max_features)
+        self.codes = nn.ModuleDict({} if data.latents is None else load_code_judges(self.priors, data))
         self._check_loaders(data)
+        data.select(self._loaders())
 
     def on_test_start(self) -> None:
         """Scores the samples, if a critic is given, and decides which of them are judged."""
         self._started_s = time.monotonic()
-        if "samples" in self.judges:
-            self.judges["samples"].judge(self.rejection.choose(self.trainer.datamodule, self.device))
+        data = self.trainer.datamodule
+        self.sets.judge(self.rejection.choose(data, self.device))
+        if self.eyes is not None and self.queries:
+            first = next(iter(data.candidates))
+            self.reference.search(first, queries=self.queries, nearest=self.nearest, device=self.device)
 
     def on_test_epoch_start(self) -> None:
         names = self.trainer.datamodule.test_names
@@ -109,52 +141,85 @@ class EvaluationModule(L.LightningModule):
     def test_step(self, batch: ImageBatch | LatentBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         name = self.trainer.datamodule.test_names[dataloader_idx]
         self._counts[dataloader_idx] += len(batch.labels)
-        self.judges[name].update(name, batch)
+        if name in self.codes:
+            self.codes[name].update(batch)
+        elif name == REAL:
+            self.reference.update(batch)
+        else:
+            self.sets.update(name, batch)
 
     def on_test_epoch_end(self) -> None:
         """Raises:
         ValueError: too many images turned out to be unreadable for a figure.
         """
-        counts = distributed.all_reduce_sum(self._counts).tolist()
-        figures: dict[str, Figure] = {}
-        for judge in dict.fromkeys(self.judges.values()):
-            figures |= judge.figures()
-        numbers = {key: figure.value for key, figure in figures.items() if not isinstance(figure.value, list)}
-        for logger in self.trainer.loggers:
-            logger.log_metrics(
-                {f"test/{key}": value for key, value in numbers.items()}, step=self.global_step
-            )
-        if self.trainer.is_global_zero:
-            path = Path(self.trainer.default_root_dir, REPORT)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, self._report(figures, counts))
-            _print_table(
-                [figure for figure in figures.values() if not isinstance(figure.value, list)],
-                self.rejection.fractions if self.rejection.parts else [1.0],
-                path,
-            )
-
-    def _report(self, figures: dict[str, Figure], counts: list[int]) -> dict[str, Any]:
         data: EvaluationDataModule = self.trainer.datamodule
-        network = self.judges["samples"].network if "samples" in self.judges else None
+        counts = distributed.all_reduce_sum(self._counts).tolist()
+        figures = self._run_figures(data)
+        sets: list[dict[str, Any]] = []
+        legend = {key: run_legend(key) for key in figures}
+        left_out: list[dict[str, str]] = []
+        if self.eyes is not None:
+            reference = self.reference.reference()
+            judge = SetFigures(self.eyes, self.wanted, num_classes=data.num_classes, rejection=self.rejection)
+            sets = [self._row(found, judge.compute(found, reference), data) for found in self.sets.sets()]
+            legend |= judge.legend
+            left_out = judge.left_out
+        self.verdict = {
+            "format": FORMAT,
+            "sets": sets,
+            "figures": figures,
+            "legend": legend,
+            "left_out": left_out,
+            **self._facts(data, dict(zip(data.test_names, counts, strict=True))),
+            "neighbours": self.reference.nearest_images(),
+        }
+        self._publish()
+
+    @property
+    def autoencoder_network(self) -> HierarchicalVQVAE | None:
+        """The autoencoder, once it is loaded."""
+        return self.sets.autoencoder
+
+    def _run_figures(self, data: EvaluationDataModule) -> dict[str, float]:
+        figures = self.reference.figures() | self.sets.figures()
+        for judge in self.codes.values():
+            figures |= judge.figures()
+        if data.latents is not None:
+            size = {"num_pixels": data.image_size**2, "channels": data.channels}
+            figures |= storage_figures(data.latent_spec, **size)
+        return figures
+
+    def _row(self, found: ImageSet, figures: dict[str, Any], data: EvaluationDataModule) -> dict[str, Any]:
+        location = data.candidates.get(found.loader) or data.held_out_from
         return {
-            "metrics": {key: figure.value for key, figure in figures.items()},
-            "names": {key: figure.full_name for key, figure in figures.items()},
-            "counts": dict(zip(data.test_names, counts, strict=True)),
-            "unreadable": {
-                name: data.num_test_samples(name) - count
-                for name, count in zip(data.test_names, counts, strict=True)
-            },
-            "features": network
-            and {"name": network.name, "layers": network.layers, "fingerprint": network.fingerprint},
+            "key": found.key,
+            "kind": found.kind,
+            "candidate": None if found.part is None else found.part.candidate,
+            "fraction": 1.0 if found.part is None else found.part.fraction,
+            "num_images": len(found.labels),
+            "location": location,
+            "figures": figures,
+        }
+
+    def _facts(self, data: EvaluationDataModule, counts: dict[str, int]) -> dict[str, Any]:
+        """What was judged by whom, and how."""
+        unreadable = {name: data.num_test_samples(name) - count for name, count in counts.items()}
+        if self.eyes is not None and REAL not in counts:  # kept from an earlier verdict
+            counts = counts | {REAL: self.reference.num_images}
+        return {
+            "counts": counts,
+            "unreadable": unreadable,
+            "networks": self._networks(),
+            "settings": asdict(self.wanted) | {"max_features": self.max_features},
             "rejection": self.rejection.report(),
+            "classes": list(data.classes),
             "inputs": {
-                "samples": data.samples,
-                "real": getattr(data, data.real) or f"{data.train} ({data.real} part)",
+                "samples": data.candidates,
+                "real": data.train if data.real == "train" else data.held_out_from,
+                "real_part": data.real,
                 "latents": data.latents and str(data.latents),
                 "image_size": data.image_size,
                 "channels": data.channels,
-                "weights": self.weights,
                 "autoencoder": self.autoencoder,
                 "priors": self.priors,
             },
@@ -162,49 +227,55 @@ class EvaluationModule(L.LightningModule):
             "seconds": round(time.monotonic() - self._started_s, 3),
         }
 
-    def _load_autoencoder(self, data: EvaluationDataModule) -> nn.Module:
-        loaded = load_network(self.autoencoder, AutoencoderModule.kind)
-        _check_channels(self.autoencoder, loaded, data)
-        loaded.network.grids(data.image_size, data.image_size)
-        return loaded.network
-
-    def _sample_judge(self, data: EvaluationDataModule) -> SampleJudge:
-        network = FeatureNetwork(self.features, self.weights)
-        is_critic = False
-        if isinstance(network.extractor, ClassifierFeatures):
-            _check_classifier(self.weights, network.extractor, data)
-            is_critic = fingerprint(network.extractor.network) == self.rejection.fingerprint
-        judge = SampleJudge(
-            network,
-            image_shape=(data.channels, data.image_size, data.image_size),
-            num_classes=data.num_classes,
-            splits=self.splits,
-            fractions=self.rejection.fractions,
-            is_critic=is_critic,
-        )
-        judge.check(data.sample_labels, data.num_test_samples("real"), self.rejection.samples_each)
-        return judge
-
-    def _code_judges(self, data: EvaluationDataModule) -> dict[str, CodeJudge]:
-        """One for the held-out codes and, if there are priors, one for the training codes."""
-        spec = data.latent_spec
-        priors = {}
-        for path in self.priors:
-            loaded = load_network(path, PriorModule.kind)
-            check_prior(
-                LatentSpec.from_dict(loaded.facts["latents"]), spec, prior=path, latents=str(data.latents)
-            )
-            priors[loaded.facts["level"]] = loaded.network
-        if len(priors) < len(self.priors):
-            raise ValueError(
-                f"Several of the priors {', '.join(self.priors)} are of one level, wanted one each."
-            )
-        splits = ("train", "val") if priors else ("val",)
+    def _networks(self) -> dict[str, Any]:
+        if self.eyes is None:
+            return {}
+        found = {"distance": (self.eyes.distance, self.weights)}
+        weights = self.weights if self.manifold_features is None else self.manifold_weights
+        found["manifold"] = (self.eyes.manifold, weights)
         return {
-            f"latents_{split}": CodeJudge(split, spec, priors, num_pixels=data.image_size**2)
-            for split in splits
-            if f"latents_{split}" in data.test_names
+            role: {
+                "name": network.name,
+                "layers": network.layers,
+                "fingerprint": network.fingerprint,
+                "weights": path,
+            }
+            for role, (network, path) in found.items()
         }
+
+    def _publish(self) -> None:
+        """Logs every single figure, writes the verdict and prints it."""
+        numbers = {f"test/{key}": value for key, value in self.verdict["figures"].items()}
+        for found in self.verdict["sets"]:
+            figures = found["figures"].items()
+            single = {key: value for key, value in figures if not isinstance(value, list)}
+            numbers |= {f"test/{found['key']}/{key}": value for key, value in single.items()}
+        for logger in self.trainer.loggers:
+            logger.log_metrics(numbers, step=self.global_step)
+        if self.trainer.is_global_zero:
+            path = Path(self.trainer.default_root_dir, REPORT)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, self.verdict)
+            print_table(self.verdict)
+            print(f"All figures with counts and inputs: {path}")
+
+    def _loaders(self) -> set[str]:
+        names = self.sets.loaders | set(self.codes)
+        searches = self.eyes is not None and self.queries > 0
+        return names | ({REAL} if self.reference.needed or searches else set())
+
+    def _check_arguments(self) -> None:
+        for name in ("queries", "nearest"):
+            if getattr(self, name) < (name == "nearest"):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, wanted at least {int(name == 'nearest')}."
+                )
+        if self.max_features is not None and self.max_features < 2:
+            raise ValueError(f"max_features is {self.max_features}, wanted at least 2, or null for all.")
+        if self.features is None and self.manifold_features is not None:
+            raise ValueError(
+                f"manifold_features is {self.manifold_features}, but there are no features: give both."
+            )
 
     def _check_loaders(self, data: EvaluationDataModule) -> None:
         """Refuses networks that would have nothing to look at."""
@@ -212,65 +283,12 @@ class EvaluationModule(L.LightningModule):
             raise ValueError(
                 "There are priors but no latents to measure them on: give data.init_args.latents."
             )
-        if "held_out" in self.judges and "held_out" not in data.test_names:
+        if self.autoencoder is not None and HELD_OUT not in data.test_names:
             raise ValueError(
                 f"There is an autoencoder but {data.train} has no held-out images: give data.init_args.val "
                 "or data.init_args.holdout."
             )
-        if not data.test_names:
+        if not self._loaders():
             raise ValueError(
                 "There is nothing to judge: give samples and features, an autoencoder, or latents and priors."
             )
-
-
-def check_prior(found: LatentSpec, wanted: LatentSpec, *, prior: str, latents: str) -> None:
-    """Refuses a prior that was trained on the codes of another autoencoder, or on other grids.
-
-    Raises:
-        ValueError: names both fingerprints.
-    """
-    if found != wanted:
-        raise ValueError(
-            f"{prior} was trained on codes of the autoencoder {found.autoencoder[:16]}, {_grids(found)}, but "
-            f"{latents} holds codes of the autoencoder {wanted.autoencoder[:16]}, {_grids(wanted)}. Train "
-            "the prior on these latents, or name those that it was trained on."
-        )
-
-
-def _grids(spec: LatentSpec) -> str:
-    levels = (f"{level.name} {level.height}x{level.width} of {level.num_codes}" for level in spec.levels)
-    return f"{', '.join(levels)}, {spec.num_classes} classes"
-
-
-def _check_channels(path: str, loaded: Loaded, data: EvaluationDataModule) -> None:
-    channels = loaded.facts["network"]["channels"]
-    if channels != data.channels:
-        raise ValueError(
-            f"{path} was trained on images of {channels} channels, the data has {data.channels}. "
-            f"Set data.init_args.channels to {channels}."
-        )
-
-
-def _check_classifier(path: str, classifier: ClassifierFeatures, data: EvaluationDataModule) -> None:
-    """Refuses a classifier that was trained on other images or classes."""
-    found = trained_for(classifier.facts)
-    wanted = {"image_size": data.image_size, "channels": data.channels, "num_classes": data.num_classes}
-    if data.num_classes == 0:  # without labels only the features count
-        check_classifier(path, found, {**wanted, "num_classes": found["num_classes"]})
-    else:
-        check_classifier(path, found, wanted, classifier.facts["classes"], data.classes)
-
-
-def _print_table(figures: list[Figure], fractions: list[float], path: Path) -> None:
-    """A row a figure; those of the samples have a column for each of the fractions."""
-    rows: dict[str, list[str]] = {}
-    if fractions != [1]:
-        rows["samples kept of each class, the critic's best"] = [f"{fraction:g}" for fraction in fractions]
-    for figure in figures:
-        value = f"{figure.value}" if isinstance(figure.value, int) else f"{figure.value:.5g}"
-        rows.setdefault(figure.name, []).append(value)
-    width = max(map(len, rows))
-    print()  # ends the progress bar's line
-    for name, values in rows.items():
-        print(f"{name:<{width}}  {' '.join(f'{value:<9}' for value in values)}".rstrip())
-    print(f"All figures with counts and inputs: {path}")

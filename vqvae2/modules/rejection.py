@@ -17,8 +17,9 @@ from vqvae2.sampling.rejection import check_fraction, even_part, keep_best, log_
 
 
 class Part(NamedTuple):
-    """The samples that are judged together."""
+    """The samples of a candidate that are judged together."""
 
+    candidate: str
     fraction: float  # of each class that is kept
     num_kept: int
     judged: Tensor  # bool [M], which of all samples: those kept, or some of them
@@ -50,8 +51,9 @@ class Rejection(nn.Module):
         self.critic = critic
         self.samples_each = samples_each
         self.parts: list[Part] = []
-        self.fingerprint: str | None = None  # of the critic, where known
-        self.scores: Tensor | None = None
+        self.unlabelled: list[str] = []  # candidates that are judged whole alone
+        self.fingerprints: dict[str, str | None] = {}  # of each candidate's critic, where known
+        self.scores: dict[str, Tensor] = {}
         self.scorer: nn.Module | None = None
 
     def prepare(self, data: EvaluationDataModule) -> None:
@@ -60,48 +62,65 @@ class Rejection(nn.Module):
         Raises:
             ValueError: there are no scores, or a critic that does not know such samples, or no classes.
         """
+        self.unlabelled = [name for name in data.candidates if (data.labels_of(name) < 0).all()]
+        labelled = [name for name in data.candidates if name not in self.unlabelled]
         if self.critic is None and self.fractions == [1]:
             return
-        if data.num_classes == 0:
+        if not labelled:
             raise ValueError(
                 "A critic chooses samples by the class that was asked for, but these have no classes: "
                 "leave out model.init_args.critic, and fractions below 1."
             )
         if self.critic is None:
-            self.scores, self.fingerprint = data.sample_scores(), data.sample_critic()
+            self.scores = {name: data.sample_scores(name) for name in labelled}
+            self.fingerprints = {name: data.sample_critic(name) for name in labelled}
             return
         known = {name: getattr(data, name) for name in ("num_classes", "channels", "image_size", "classes")}
         self.scorer = load_critic(self.critic, **known)
-        self.fingerprint = fingerprint(self.scorer)
+        self.fingerprints = dict.fromkeys(labelled, fingerprint(self.scorer))
+
+    def fractions_of(self, candidate: str) -> list[float]:
+        """Those that are judged; without labels only all."""
+        return [1.0] if candidate in self.unlabelled else self.fractions
 
     def choose(self, data: EvaluationDataModule, device: torch.device) -> list[Part]:
         """Scores the samples on `device`, if a critic was asked for, and says which of them to judge."""
-        labels = data.sample_labels
         if self.scorer is not None:
-            rank_zero_info(f"Scoring {len(labels)} samples with {self.critic}.")
-            self.scores = score_samples(self.scorer, data.loader("samples"), len(labels), device)
+            for name in self.fingerprints:
+                rank_zero_info(f"Scoring {data.num_test_samples(name)} of '{name}' with {self.critic}.")
+                self.scores[name] = score_samples(
+                    self.scorer, data.loader(name), data.num_test_samples(name), device
+                )
             self.scorer = None  # makes room for what judges
-        self.parts = [self._part(labels, fraction) for fraction in self.fractions]
+        self.parts = [
+            self._part(name, data.labels_of(name), fraction)
+            for name in data.candidates
+            for fraction in self.fractions_of(name)
+        ]
         return self.parts
 
     def report(self) -> dict[str, Any] | None:
         """Who chose, and how many; None if nothing was chosen."""
-        if self.scores is None:
+        if not self.scores:
             return None
         return {
-            "critic": {"path": self.critic, "fingerprint": self.fingerprint},
-            "kept": {str(part.fraction): part.num_kept for part in self.parts},
-            "judged": {str(part.fraction): int(part.judged.sum()) for part in self.parts},
+            "critic": self.critic,
+            "fingerprints": self.fingerprints,
+            "kept": {name: self._counts(name) for name in self.scores},
         }
 
-    def _part(self, labels: Tensor, fraction: float) -> Part:
-        if self.scores is None:
+    def _counts(self, candidate: str) -> dict[str, int]:
+        return {str(part.fraction): part.num_kept for part in self.parts if part.candidate == candidate}
+
+    def _part(self, candidate: str, labels: Tensor, fraction: float) -> Part:
+        scores = self.scores.get(candidate)
+        if scores is None:
             kept, log_score = torch.ones_like(labels, dtype=torch.bool), None
         else:
-            kept = keep_best(self.scores, labels, fraction)
-            log_score = mean_score(self.scores, labels, kept)
+            kept = keep_best(scores, labels, fraction)
+            log_score = mean_score(scores, labels, kept)
         judged = kept if self.samples_each is None else even_part(labels, kept, self.samples_each)
-        return Part(fraction, int(kept.sum()), judged, log_score)
+        return Part(candidate, fraction, int(kept.sum()), judged, log_score)
 
 
 @torch.no_grad()

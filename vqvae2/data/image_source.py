@@ -1,0 +1,107 @@
+"""What every source of images is: a random-access list of encoded images that knows its labels and itself."""
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+
+import numpy as np
+from PIL import Image
+
+from vqvae2.data import tars
+
+UNLABELLED = -1
+
+
+class ImageSource(ABC):
+    """A list of encoded images with random access; safe to hand to loader workers.
+
+    Args:
+        location: what the user named, for messages.
+        names: one unique name a sample, as messages show it; without its ending it is the sample's key.
+        labels: int64 `[N]`; -1 everywhere when unlabelled.
+        classes: class names in label order; () when unlabelled.
+    """
+
+    def __init__(
+        self, location: str, names: Iterable[str], labels: np.ndarray, classes: Sequence[str] = ()
+    ) -> None:
+        self.location = location
+        self.labels = labels
+        self.classes = tuple(classes)
+        # One block of memory: a million str objects would be copied into every worker by reference counting.
+        self._names = np.array([os.fsencode(name) for name in names])
+        if len(self) == 0:
+            raise ValueError(
+                f"{location} holds no image. Wanted a folder of class folders, a folder of images, tars with "
+                "images, or an .npz named by its path; an image ends in "
+                f"{', '.join(sorted(tars.IMAGE_SUFFIXES))}."
+            )
+        self._refuse_twins()
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, i: int) -> str:
+        """How messages call sample i within the location."""
+        return os.fsdecode(self._names[i])
+
+    def key(self, i: int) -> str:
+        """Unique, stable, without the file's ending."""
+        return os.path.splitext(self.name(i))[0]
+
+    def label(self, i: int) -> int:
+        """The class index, or -1 when unlabelled."""
+        return int(self.labels[i])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 by which the images can be recognised, whatever the location is called.
+
+        It is of the names, the labels and what the file system says of the files (size in bytes and time of
+        the last change in ns), not of their contents: nothing is read. A copy keeps it if it keeps the times.
+        """
+        digest = hashlib.sha256(type(self).__name__.encode())
+        for array in (self._names, self.labels.astype(np.int64), *self._evidence()):
+            digest.update(f" {array.dtype.str} {array.shape} ".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def _refuse_twins(self) -> None:
+        seen: set[str] = set()
+        for i in range(len(self)):
+            if (key := self.key(i)) in seen:
+                raise ValueError(
+                    f"{self.location}: the key {key} stands for several images, one of them {self.name(i)}. "
+                    "Names must differ in more than their ending; rename one."
+                )
+            seen.add(key)
+
+    @abstractmethod
+    def read(self, i: int) -> Image.Image:
+        """Decodes sample i.
+
+        Raises:
+            OSError: it cannot be read as an image.
+        """
+
+    @abstractmethod
+    def _evidence(self) -> Iterator[np.ndarray]:
+        """What changes, besides names and labels, when an image does: arrays without objects."""
+
+
+def file_facts(paths: Iterable[str | os.PathLike[str]]) -> np.ndarray:
+    """Size in bytes and time of the last change in ns of each file, int64 `[N, 2]`.
+
+    Both are -1 for a file that is not there: whoever reads it accounts for it, as for any unreadable image.
+    """
+    facts = []
+    for path in paths:
+        try:
+            found = os.stat(path)
+        except OSError:
+            facts.append((-1, -1))
+        else:
+            facts.append((found.st_size, found.st_mtime_ns))
+    return np.array(facts, np.int64)

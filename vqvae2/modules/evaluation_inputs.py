@@ -1,0 +1,148 @@
+"""What a verdict reads, loaded and checked against each other before any device is taken."""
+
+from collections.abc import Mapping, Sequence
+
+from vqvae2.data.evaluation import EvaluationDataModule
+from vqvae2.data.latents import LatentSpec, check_autoencoder
+from vqvae2.metrics.features import FeatureNetwork
+from vqvae2.metrics.quality import Wanted
+from vqvae2.modules.autoencoder import load_autoencoder
+from vqvae2.modules.checkpoint import load_network
+from vqvae2.modules.classifier import ClassifierFeatures
+from vqvae2.modules.critic import check_classifier, trained_for
+from vqvae2.modules.eyes import Eyes
+from vqvae2.modules.judges import CodeJudge
+from vqvae2.modules.prior import PriorModule
+from vqvae2.modules.reference import REAL
+from vqvae2.modules.rejection import Rejection
+from vqvae2.nn.autoencoder import HierarchicalVQVAE, fingerprint
+from vqvae2.sampling.rejection import num_enough, num_kept
+
+
+def load_autoencoder_of(path: str, data: EvaluationDataModule) -> HierarchicalVQVAE:
+    """The autoencoder of a checkpoint.
+
+    Raises:
+        ValueError: it was trained on other images, or made other codes than the data's.
+    """
+    network = load_autoencoder(path, data)
+    if data.latents is not None:
+        check_autoencoder(data.latent_spec, fingerprint(network), codes=str(data.latents), checkpoint=path)
+    return network
+
+
+def load_eyes(
+    distance: tuple[str, str | None], manifold: tuple[str | None, str | None], data: EvaluationDataModule
+) -> Eyes:
+    """The feature networks, each by name and weights; without a name the second is the first.
+
+    Raises:
+        ValueError: they cannot be had, or are classifiers of other images.
+    """
+    first = _feature_network(*distance, "weights", data)
+    if manifold[0] is None:
+        return Eyes(first, first)
+    return Eyes(first, _feature_network(*manifold, "manifold_weights", data))
+
+
+def load_code_judges(priors: Sequence[str], data: EvaluationDataModule) -> dict[str, CodeJudge]:
+    """One for the held-out codes and, if there are priors, one for the training codes.
+
+    Raises:
+        ValueError: a prior was trained on other codes, or several are of one level.
+    """
+    spec = data.latent_spec
+    networks = {}
+    for path in priors:
+        loaded = load_network(path, PriorModule.kind)
+        found = LatentSpec.from_dict(loaded.facts["latents"])
+        check_prior(found, spec, prior=path, latents=str(data.latents))
+        networks[loaded.facts["level"]] = loaded.network
+    if len(networks) < len(priors):
+        raise ValueError(f"Several of the priors {', '.join(priors)} are of one level, wanted one each.")
+    size = {"num_pixels": data.image_size**2, "channels": data.channels}
+    splits = ("train", "val") if priors else ("val",)
+    return {
+        f"latents_{split}": CodeJudge(split, spec, networks, **size)
+        for split in splits
+        if f"latents_{split}" in data.test_names
+    }
+
+
+def check_counts(
+    data: EvaluationDataModule, wanted: Wanted, rejection: Rejection, max_features: int | None
+) -> None:
+    """Refuses to judge fewer images than the figures need.
+
+    Of the best fractions, figures that need more than they have are left out, which the verdict says.
+
+    Raises:
+        ValueError: says how many would do.
+    """
+    least = wanted.least()
+    kept = min(data.num_test_samples(REAL), max_features or data.num_test_samples(REAL))
+    pairwise = {name: number for name, number in least.items() if name not in ("is", "fid_infinity")}
+    _check_enough(pairwise, kept, f"{kept} real images", "Give more, or a larger max_features")
+    each = rejection.samples_each
+    for name in data.candidates:
+        counts = data.labels_of(name).unique(return_counts=True)[1].tolist()
+        judged = min(sum(counts), each or sum(counts))
+        if 1.0 in rejection.fractions_of(name):
+            _check_enough(least, judged, f"{judged} of the samples '{name}' to judge", "Draw more")
+        fewest = max(least["fid"], least["is"]) if each is None else each
+        for fraction in rejection.fractions_of(name):
+            kept = sum(num_kept(count, fraction) for count in counts)
+            if kept < fewest:
+                raise ValueError(
+                    f"The fraction {fraction} keeps {kept} of the {sum(counts)} samples '{name}', wanted at "
+                    f"least {fewest}. {num_enough(fewest, fraction)} samples would do; or leave it out."
+                )
+
+
+_OPTIONS = {"is": "splits", "kid": "kid.subset_size", "fid_infinity": "fid_infinity.largest"}
+
+
+def _check_enough(least: Mapping[str, int], count: int, images: str, cure: str) -> None:
+    for metric, number in least.items():
+        if count < number:
+            option = _OPTIONS.get(metric, "manifold's neighbours")
+            smaller = "" if metric == "fid" else f", or set a smaller model.init_args.{option}"
+            raise ValueError(f"There are {images}, {metric} needs at least {number}. {cure}{smaller}.")
+
+
+def _feature_network(
+    name: str, weights: str | None, option: str, data: EvaluationDataModule
+) -> FeatureNetwork:
+    network = FeatureNetwork(name, weights, option=option)
+    if isinstance(network.extractor, ClassifierFeatures):
+        _check_classifier(weights, network.extractor, data)
+    return network
+
+
+def check_prior(found: LatentSpec, wanted: LatentSpec, *, prior: str, latents: str) -> None:
+    """Refuses a prior that was trained on the codes of another autoencoder, or on other grids.
+
+    Raises:
+        ValueError: names both fingerprints.
+    """
+    if found != wanted:
+        raise ValueError(
+            f"{prior} was trained on codes of the autoencoder {found.autoencoder[:16]}, {_grids(found)}, but "
+            f"{latents} holds codes of the autoencoder {wanted.autoencoder[:16]}, {_grids(wanted)}. Train "
+            "the prior on these latents, or name those that it was trained on."
+        )
+
+
+def _grids(spec: LatentSpec) -> str:
+    levels = (f"{level.name} {level.height}x{level.width} of {level.num_codes}" for level in spec.levels)
+    return f"{', '.join(levels)}, {spec.num_classes} classes"
+
+
+def _check_classifier(path: str, classifier: ClassifierFeatures, data: EvaluationDataModule) -> None:
+    """Refuses a classifier that was trained on other images or classes."""
+    found = trained_for(classifier.facts)
+    wanted = {"image_size": data.image_size, "channels": data.channels, "num_classes": data.num_classes}
+    if data.num_classes == 0:  # without labels only the features count
+        check_classifier(path, found, {**wanted, "num_classes": found["num_classes"]})
+    else:
+        check_classifier(path, found, wanted, classifier.facts["classes"], data.classes)
