@@ -6,9 +6,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 export MPLBACKEND := Agg
 
-DEMO_STAGES := fit:vqvae predict:encode fit:top fit:bottom fit:classifier predict:sample predict:complete test:eval
+DEMO_STAGES := fit:vqvae predict:encode fit:top fit:bottom fit:classifier predict:sample predict:complete \
+	fit:cas test:cas test:classifier test:eval
 
-.PHONY: help demo test lint encode-latents sample complete eval-fid clean
+.PHONY: help demo test lint encode-latents sample complete cas eval-fid report clean
 
 help:
 	@echo "make demo                        the whole pipeline on embedded digits, nine minutes on two cores"
@@ -16,7 +17,9 @@ help:
 	@echo "make encode-latents CONFIG=demo  images -> latent shards (configs/demo_encode.yaml)"
 	@echo "make sample CONFIG=demo          class-conditional samples (configs/demo_sample.yaml)"
 	@echo "make complete CONFIG=demo        images whose upper half is given (configs/demo_complete.yaml)"
-	@echo "make eval-fid CONFIG=demo        FID, IS and likelihoods (configs/demo_eval.yaml)"
+	@echo "make cas CONFIG=demo             classification accuracy score (configs/demo_cas.yaml)"
+	@echo "make eval-fid CONFIG=demo        every figure (configs/demo_eval.yaml), then the report"
+	@echo "make report CONFIG=demo          runs/demo/report.html of what the stages have left"
 	@echo "make clean                       removes the environment and caches; runs/ stays"
 
 demo: $(READY)
@@ -27,8 +30,8 @@ demo: $(READY)
 		echo "[$$(elapsed)] $$command"; \
 		$$command || exit 1; \
 	done; \
-	echo "[$$(elapsed)] python experiments/page.py runs/demo"; \
-	python experiments/page.py runs/demo && \
+	echo "[$$(elapsed)] python experiments/report.py runs/demo"; \
+	python experiments/report.py runs/demo && \
 	echo "[$$(elapsed)] python experiments/recognise_digits.py runs/demo/samples --fractions 1 0.5 0.25" && \
 	python experiments/recognise_digits.py runs/demo/samples --fractions 1 0.5 0.25 && \
 	echo "[$$(elapsed)] demo done"
@@ -44,6 +47,16 @@ sample: $(READY)
 
 eval-fid: $(READY)
 	$(BIN)/lightning test -c configs/$(CONFIG)_eval.yaml
+	$(BIN)/python experiments/report.py runs/$(CONFIG)
+
+report: $(READY)
+	$(BIN)/python experiments/report.py runs/$(CONFIG)
+
+cas: $(READY)
+	$(BIN)/lightning fit -c configs/$(CONFIG)_cas.yaml
+	$(BIN)/lightning test -c configs/$(CONFIG)_cas.yaml
+	$(BIN)/lightning test -c configs/$(CONFIG)_classifier.yaml
+	$(BIN)/python experiments/table2.py runs/$(CONFIG)
 
 test: $(READY) lint
 	$(BIN)/python -m pytest

@@ -36,7 +36,7 @@ PRIOR_26M = {
 def module(name: str, **changes: Any) -> NetworkModule:
     """The module of `configs/NAME.yaml`, which trains a network, with some options changed."""
     model = compose(CONFIGS / f"{name}.yaml")["model"]
-    return _instantiate(model | {"init_args": model["init_args"] | changes})
+    return instantiate(model | {"init_args": model["init_args"] | changes})
 
 
 def network(name: str, device: str = "meta", **changes: Any) -> nn.Module:
@@ -65,10 +65,10 @@ def data_facts(name: str) -> SimpleNamespace:
     return SimpleNamespace(spec=LatentSpec(levels, num_classes, "not trained"))
 
 
-def _instantiate(value: Any) -> Any:
+def instantiate(value: Any) -> Any:
     """Builds what a config describes by `class_path` and `init_args`, as the command line does."""
     if not isinstance(value, dict) or "class_path" not in value:
         return value
     place, _, name = value["class_path"].rpartition(".")
-    arguments = {key: _instantiate(entry) for key, entry in value.get("init_args", {}).items()}
+    arguments = {key: instantiate(entry) for key, entry in value.get("init_args", {}).items()}
     return getattr(importlib.import_module(place), name)(**arguments)

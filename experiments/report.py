@@ -1,0 +1,392 @@
+"""One page of a whole run: what was sampled, how good it is, beside the paper's figures.
+
+    python experiments/report.py runs/demo
+    python experiments/report.py runs/imagenet --eval eval eval_biggan --out imagenet.html
+
+Reads what the jobs of a data set have left in their folders and writes a page that needs nothing else: no
+server, no network, no scripts. Prints the same figures as a table.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+
+import paper
+from report_parts import (
+    NONE,
+    Html,
+    anchor,
+    autoencoder_curves,
+    code,
+    disclosure,
+    document,
+    element,
+    note,
+    number,
+    percent,
+    picture,
+    prior_curves,
+    section,
+    table,
+)
+from report_verdict import (
+    Verdict,
+    accuracy_table,
+    by_class_table,
+    facts,
+    left_out_list,
+    paired,
+    quality_tables,
+    run_tables,
+    trade_offs,
+)
+from verdicts import print_table
+
+VERDICT, ACCURACY = "vqvae2-verdict-2", "vqvae2-accuracy-1"
+HEADLINES = ("fid", "is", "precision", "recall", "class_accuracy")
+RUN_HEADLINES = ("psnr_db", "bits", "compression")
+STAGES = {  # folders of a run, and the commands that fill them
+    "vqvae": "lightning fit -c configs/{0}_vqvae.yaml",
+    "latents": "lightning predict -c configs/{0}_encode.yaml",
+    "top": "lightning fit -c configs/{0}_top.yaml",
+    "mid": "lightning fit -c configs/{0}_mid.yaml",
+    "bottom": "lightning fit -c configs/{0}_bottom.yaml",
+    "classifier": "lightning fit -c configs/{0}_classifier.yaml; "
+    "lightning test -c configs/{0}_classifier.yaml",
+    "samples": "lightning predict -c configs/{0}_sample.yaml",
+    "complete": "lightning predict -c configs/{0}_complete.yaml",
+    "cas": "lightning fit -c configs/{0}_cas.yaml; lightning test -c configs/{0}_cas.yaml",
+}
+
+
+class Run(NamedTuple):
+    """What the jobs of a data set have left."""
+
+    folder: Path
+    verdicts: list[Verdict]
+    cas: dict[str, Any] | None  # of a classifier trained on the samples
+    ceiling: dict[str, Any] | None  # of one trained on real images
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Of the run, from all verdicts; the first that has one counts."""
+        return {key: value for verdict in reversed(self.verdicts) for key, value in verdict.figures.items()}
+
+    def of(self, verdict: Verdict, name: str) -> str:
+        """A name that says of which verdict it is, where there are several."""
+        return name if len(self.verdicts) == 1 else f"{verdict.folder.name}: {name}"
+
+    def classes(self) -> list[str] | None:
+        sources = [self.cas, self.ceiling, *(verdict.content for verdict in self.verdicts)]
+        return next((found["classes"] for found in sources if found and found.get("classes")), None)
+
+    def images(self, name: str) -> list[tuple[str, Path]]:
+        """The latest of the verdicts' pictures called so, and what each is of: a candidate, or a verdict."""
+        found: dict[tuple[Path, str], Path] = {}
+        for verdict in self.verdicts:
+            for path in sorted((verdict.folder / "images").glob(f"{name}*.png")):
+                if match := re.fullmatch(rf"{name}(?:-(.+))?-\d+", path.stem):
+                    found[verdict.folder, match[1] or verdict.folder.name] = path
+        return [(of, path) for (_, of), path in found.items()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="folder of a data set's runs, such as runs/demo")
+    parser.add_argument("--eval", nargs="+", default=["eval"], help="verdicts: folders in it, or paths")
+    parser.add_argument("--out", type=Path, help="the page; report.html in the run's folder")
+    arguments = parser.parse_args()
+    matplotlib.use("Agg")
+    out = arguments.out or arguments.run / "report.html"
+    try:
+        run = read_run(arguments.run, arguments.eval)
+        write_page(run, out)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    print_figures(run)
+    print(f"\nThe report: {out}")
+
+
+def read_run(folder: Path, evals: list[str]) -> Run:
+    """Raises:
+    ValueError: a verdict is missing, or a file is of another format; says how to make it.
+    """
+    verdicts = []
+    for name in evals:
+        where = folder / name if (folder / name).is_dir() or name == "eval" else Path(name)
+        command = f"make eval-fid CONFIG={folder.resolve().name}"
+        content = read_json(where / "metrics.json", VERDICT, command)
+        if content is None:
+            raise ValueError(f"{where / 'metrics.json'} does not exist. Judge the samples first: {command}")
+        verdicts.append(Verdict(where, content))
+    tested = {
+        stage: read_json(
+            folder / stage / "accuracy.json",
+            ACCURACY,
+            f"lightning test -c configs/{folder.resolve().name}_{stage}.yaml",
+        )
+        for stage in ("cas", "classifier")
+    }
+    return Run(folder, verdicts, tested["cas"], tested["classifier"])
+
+
+def read_json(path: Path, wanted: str, command: str) -> dict[str, Any] | None:
+    """The content of a file of the wanted format; None where there is no file."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}). Make it again: {command}") from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != wanted:
+        raise ValueError(f"{path} has the format {found}, wanted {wanted}. Make it again: {command}")
+    return content
+
+
+def write_page(run: Run, out: Path) -> None:
+    """Writes the page aside and moves it to its place."""
+    parts = (
+        headline, samples, quality, likelihood, accuracy, curves,
+        reconstructions, neighbours, completions, left_out, commands,
+    )  # fmt: skip
+    sections = [part(run) for part in parts]
+    titles = [title for found in sections for title in re.findall(r"<h2[^>]*>(.*?)</h2>", found)]
+    links = [element("li", element("a", Html(title), href=f"#{anchor(title)}")) for title in titles]
+    contents = element("nav", element("ul", *links), aria_label="Sections")
+    style = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
+    page = document(f"{run.name}: VQ-VAE-2", style, heading(run), contents, *sections)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(out.name + ".part")
+    aside.write_text(page, encoding="utf-8")
+    aside.replace(out)
+
+
+def heading(run: Run) -> Html:
+    """The title and what was judged, by what."""
+    known = dict.fromkeys(fact for verdict in run.verdicts for fact in facts(verdict))
+    entries = [part for name, value in known for part in (element("dt", name), element("dd", value))]
+    return element(
+        "header",
+        element("p", "VQ-VAE-2, a run and its verdict", class_="kicker"),
+        element("h1", run.name),
+        element("dl", *entries, class_="facts"),
+    )
+
+
+def headline(run: Run) -> Html:
+    """The figures that are asked for first, in large type."""
+    cells = []
+    for verdict in run.verdicts[:1]:
+        whole = next((row for row in verdict.sets if row["kind"] == "samples"), None)
+        held_out = next((row for row in verdict.sets if row["kind"] == "held_out"), None)
+        for metric in HEADLINES if whole else ():
+            for key in verdict.keys_of(metric):
+                if (value := whole["figures"].get(key)) is not None:
+                    best = held_out and held_out["figures"].get(key)
+                    beside = f"held-out images: {number(best)}" if best is not None else None
+                    cells.append(large(verdict.legend[key]["name"], number(value), beside))
+    for name, _, value, base in paired(run.verdicts, run.figures):
+        if base in RUN_HEADLINES and value is not None:
+            cells.append(large(name, number(value), "held-out images"))
+    if run.cas:
+        beside = f"trained on real images: {percent(run.ceiling['real']['top1'])} %" if run.ceiling else None
+        cells.append(large("classification accuracy score", f"{percent(run.cas['real']['top1'])} %", beside))
+    return section("In short", element("dl", *cells, class_="headline")) if cells else Html()
+
+
+def large(name: str, value: str, beside: str | None) -> Html:
+    below = element("dd", beside, class_="beside") if beside else Html()
+    return element("div", element("dt", name), element("dd", value), below)
+
+
+def samples(run: Run) -> Html:
+    classes = run.classes()
+    legend = "drawn at random, none picked; a class a column"
+    legend += f": {', '.join(map(str, classes))}." if classes and len(classes) <= 10 else "."
+    found = run.images("samples") or [("samples", run.folder / "samples" / "grid.png")]
+    shown = [
+        picture(
+            path,
+            f"Grid of samples, {of}",
+            f"{of}: {legend}" if len(found) > 1 else legend[0].upper() + legend[1:],
+        )
+        for of, path in found
+        if path.is_file()
+    ]
+    return section("Samples", *(shown or [absent(run, "pictures of samples", "samples")]))
+
+
+def quality(run: Run) -> Html:
+    if not any(verdict.sets for verdict in run.verdicts):
+        return section("Quality", note("No samples were judged: ", code(f"make eval-fid CONFIG={run.name}")))
+    texts = [f"{row.name} ~{row.value:g}" for row in paper.FIGURE_7]
+    second = [f"{row.name} {row.key.upper()} {row.value:g}" for row in paper.CAS_PAPER]
+    beside = note(
+        f"For orientation, {paper.PAPER} on {paper.DATA}, by Inception: FID in round numbers of its text "
+        f"({paper.FIGURE_7[0].source.removeprefix('[P] ')}) {'; '.join(texts)}. "
+        f"At 50,000 samples {'; '.join(second)} "
+        f"({paper.SECOND_HAND}). Figures of other data or another network cannot be compared with these."
+    )
+    return section("Quality", *quality_tables(run.verdicts), beside)
+
+
+def likelihood(run: Run) -> Html:
+    title = "Likelihood, error and codebook"
+    if not run.figures:
+        return section(title, note("Not measured: give the verdict an autoencoder, priors and latents."))
+    warning = note(
+        "The paper's column is for orientation. Its NLL is of other codes: likelihoods can be compared only "
+        "between priors over the codes of one autoencoder, errors and bits only on the same images."
+    )
+    return section(title, *run_tables(run.verdicts, run.figures), warning)
+
+
+def accuracy(run: Run) -> Html:
+    """The classification accuracy score, its ceiling and the paper's Table 2."""
+    missing = [
+        note(f"No accuracy of a classifier trained on {what}: ", code(STAGES[stage].format(run.name)), ".")
+        for stage, what, found in (
+            ("cas", "the samples", run.cas),
+            ("classifier", "real images", run.ceiling),
+        )
+        if not found
+    ]
+    tables = [accuracy_table(run.cas, run.ceiling), *by_class_table(run.verdicts, run.cas, run.ceiling)]
+    return section("Classification accuracy score", *missing, *tables)
+
+
+def curves(run: Run) -> Html:
+    quality_curves = trade_offs(run.verdicts)
+    logged = [chart for chart in (autoencoder_curves(run.folder), prior_curves(run.folder)) if chart]
+    parts: list[Html] = []
+    if quality_curves:
+        parts += [element("div", *quality_curves, class_="charts")]
+    else:
+        parts += [
+            note("No curve of quality against diversity: judge several fractions or several candidates.")
+        ]
+    if logged:
+        parts += [element("h3", "Training"), element("div", *logged, class_="charts")]
+    return section("Curves", *parts)
+
+
+def reconstructions(run: Run) -> Html:
+    paths = [path for _, path in run.images("reconstructions")] or sorted(
+        (run.folder / "vqvae/images").glob("reconstructions-*.png")
+    )[-1:]
+    legend = "Held-out images from the top level alone, then with each level below it; the originals last."
+    shown = [
+        picture(path, "Reconstructions level by level beside the originals", legend) for path in paths[:1]
+    ]
+    return section("Reconstructions", *(shown or [absent(run, "reconstructions", "vqvae")]))
+
+
+def neighbours(run: Run) -> Html:
+    """As the supplement's Figures 2 and 3: is a sample a copy of a training image?"""
+    shown = []
+    for measure in ("features", "pixels"):
+        legend = (
+            f"The nearest by {measure}: each row a sample, then its nearest training images, nearest first."
+        )
+        shown += [
+            picture(path, f"Samples beside their nearest training images by {measure}", legend)
+            for _, path in run.images(f"neighbours-{measure}")
+        ]
+    rows = [
+        [
+            run.of(verdict, f"{found['set']}, {number(found['index'])}"),
+            number(found.get("label")),
+            *(
+                number(found[measure][0]["distance"]) if found.get(measure) else NONE
+                for measure in ("features", "pixels")
+            ),
+        ]
+        for verdict in run.verdicts
+        for found in verdict.content.get("neighbours") or []
+    ]
+    if not shown and not rows:
+        command = f"make eval-fid CONFIG={run.name}"
+        return section("Nearest training images", note("Not searched: ", code(command), " with neighbours."))
+    caption = "Distance to the nearest training image; 0 is a copy"
+    distances = table(caption, ["sample", "class", "by features", "by pixels"], rows) if rows else Html()
+    pictures = element("div", *shown, class_="pictures")
+    return section(
+        "Nearest training images", pictures, disclosure("Distances", distances) if rows else Html()
+    )
+
+
+def completions(run: Run) -> Html:
+    path = run.folder / "complete" / "grid.png"
+    legend = "Left to right: an image from its own codes, what is kept of it, and completions."
+    shown = (
+        picture(path, "Images that were completed", legend)
+        if path.is_file()
+        else absent(run, "completions", "complete")
+    )
+    return section("Completions", shown)
+
+
+def absent(run: Run, what: str, stage: str) -> Html:
+    return note(f"No {what}: ", code(STAGES[stage].format(run.name)), " makes them.")
+
+
+def left_out(run: Run) -> Html:
+    """Counts of all that was read, and what is in no figure."""
+    rows = [
+        [
+            run.of(verdict, name.replace("_", " ")),
+            number(count),
+            number(verdict.content["unreadable"].get(name, 0)),
+        ]
+        for verdict in run.verdicts
+        for name, count in verdict.content["counts"].items()
+    ]
+    counts = table("Images and codes that the figures are of", ["data", "read", "unreadable"], rows)
+    return section("What was left out", counts, left_out_list(run.verdicts))
+
+
+def commands(run: Run) -> Html:
+    rows = [
+        [stage, code(command.format(run.name))]
+        for stage, command in STAGES.items()
+        if (run.folder / stage).is_dir()
+    ]
+    rows += [[verdict.folder.name, code(verdict.content["command"])] for verdict in run.verdicts]
+    page = f"python experiments/report.py {run.folder}"
+    if len(run.verdicts) > 1:
+        page += f" --eval {' '.join(str(verdict.folder) for verdict in run.verdicts)}"
+    rows += [["this page", code(page)]]
+    return section(
+        "Commands", element("div", table("What made each part", ["part", "command"], rows), class_="words")
+    )
+
+
+def print_figures(run: Run) -> None:
+    """Sets side by side, then the run's own figures."""
+    for verdict in run.verdicts:
+        keys = list(dict.fromkeys(key for row in verdict.sets for key in row["figures"]))
+        lines = [["", *(row["key"] for row in verdict.sets)]]
+        for key in keys:
+            values = [row["figures"].get(key) for row in verdict.sets]
+            if not any(isinstance(value, list) for value in values):
+                lines.append([verdict.legend[key]["name"], *map(number, values)])
+        lines += [["images", *(number(row["num_images"]) for row in verdict.sets)]]
+        if verdict.sets:
+            print_table(lines)
+            print()
+    rows = [[name, number(train), number(val)] for name, train, val, _ in paired(run.verdicts, run.figures)]
+    print_table([["", "train", "held out or all"], *rows])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""What the tables of verdicts share: finding and reading a `metrics.json`, and printing rows."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+FORMAT = "vqvae2-verdict-2"
+NONE = "-"  # stands where there is no figure
+
+
+def read_verdict(path: Path) -> dict[str, Any]:
+    """The verdict at `path`: its `metrics.json`, that file's folder, or the folder of a data set's runs.
+
+    Raises:
+        ValueError: there is none, or it is of an older format.
+    """
+    places = [path, path / "metrics.json", path / "eval" / "metrics.json"]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        raise ValueError(
+            f"{path} holds no metrics.json. Judge the run first: make eval-fid CONFIG={path.name}"
+        )
+    verdict = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(verdict, dict) or verdict.get("format") != FORMAT:
+        raise ValueError(f"{file} is no verdict of the format {FORMAT}. Judge the run again: make eval-fid")
+    return verdict
+
+
+def print_table(rows: Sequence[Sequence[str]], *, markdown: bool = False) -> None:
+    """Prints rows, the header first, in columns: the first flush left, the others flush right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        [cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(pairs)]
+        for pairs in (zip(row, widths, strict=True) for row in rows)
+    ]
+    if markdown:
+        rule = [
+            "-" * max(width, 3) if i == 0 else "-" * max(width - 1, 2) + ":" for i, width in enumerate(widths)
+        ]
+        print("\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]]))
+    else:
+        print("\n".join("  ".join(line).rstrip() for line in lines))
