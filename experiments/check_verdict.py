@@ -43,12 +43,15 @@ Sets = dict[str, tuple[np.ndarray, np.ndarray]]  # uint8 [N, H, W, C] and labels
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="data set of configs/CONFIG_eval.yaml, such as demo or cifar10")
+    parser.add_argument("--train", metavar="LOCATION", help="real images, in place of the config's")
     parser.add_argument("--num", type=int, default=1000, help="images of each candidate")
     parser.add_argument("--beside", nargs="*", default=[], metavar="NAME=LOCATION", help="further candidates")
     arguments, options = parser.parse_known_args()
     folder = Path("runs", arguments.config, "check")
     settings = compose(CONFIGS / f"{arguments.config}_eval.yaml")["data"]
     settings["init_args"].pop("augment", None)  # plain images
+    if arguments.train is not None:
+        settings["init_args"] |= {"train": arguments.train, "val": None}
     data = instantiate(settings)
     reference, candidates = make_sets(data, arguments.num)
     locations = {name: write(folder / f"{name}.npz", *images) for name, images in candidates.items()}
