@@ -1,7 +1,7 @@
 """A run as the jobs leave it, made up: what the report is made from."""
 
-import csv
 import copy
+import csv
 import json
 from pathlib import Path
 from typing import Any

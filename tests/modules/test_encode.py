@@ -135,14 +135,15 @@ def test_the_manifest_and_the_shards_describe_the_codes(network, checkpoint, fol
     assert "Wrote 34 train, 7 val" in capsys.readouterr().out
 
 
-def test_one_and_two_ranks_write_the_same_folder(checkpoint, folders, tmp_path):
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_any_number_of_ranks_writes_the_same_folder(checkpoint, folders, tmp_path, num_ranks):
     def work():
         os.environ["LOCAL_RANK"] = str(distributed.rank())  # Lightning then starts no processes itself
-        encode(checkpoint, tmp_path / "two", image_data(folders))
+        encode(checkpoint, tmp_path / "many", image_data(folders))  # a batch is each rank's own
 
-    run_ranks(work)
+    run_ranks(work, num_ranks)
     alone = encode(checkpoint, tmp_path / "one", image_data(folders))
-    assert hashes(tmp_path / "two") == hashes(alone)
+    assert hashes(tmp_path / "many") == hashes(alone)
     assert len(hashes(alone)) == 4 + 1 + 2  # the shards of both splits, job.json and manifest.json
 
 

@@ -134,7 +134,8 @@ class ImageDataModule(ChunkedDataModule):
             ValueError: they are not there, not enough for a batch, or the batch cannot be shared equally.
         """
         world_size = distributed.world_size()
-        check_shares(self.batch_size, world_size)
+        if stage != "predict":  # whose batches are not shared
+            check_shares(self.batch_size, world_size)
         num_images = len(self.splits["train"])
         if stage == "fit" and num_images < self.batch_size:
             raise ValueError(
