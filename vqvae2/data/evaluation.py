@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from vqvae2.data.images import ImageDataModule
 from vqvae2.data.latent_module import LatentDataset
 from vqvae2.data.latent_shards import check_files, verify
-from vqvae2.data.latents import LatentBatch, LatentSpec, Manifest, read_manifest
+from vqvae2.data.latents import LatentBatch, LatentSpec, Manifest, latent_folder, read_manifest
 from vqvae2.data.loader import batch_loader
 from vqvae2.data.order import EpochBatches, Index
 from vqvae2.data.scores import read_critic, read_scores
@@ -39,7 +39,7 @@ class EvaluationDataModule(ImageDataModule):
         samples: location of the samples to judge, such as runs/NAME/samples, a folder of pictures or an .npz
             file; or several by name, {NAME: LOCATION}. Size, colour and classes must be those of the real
             images, nothing is converted; pictures without labels are judged without their classes.
-        latents: folder of latent shards, for likelihoods and the use of the codebooks.
+        latents: folder of latent shards, here or at an address, for likelihoods and the use of the codebooks.
         real: which part of the images the samples are held against; papers take the training images.
         max_real: take at most so many real images, evenly spread over the part.
         max_latents: take at most so many samples of each split of the latents, evenly spread.
@@ -62,11 +62,16 @@ class EvaluationDataModule(ImageDataModule):
                 raise ValueError(f"{name} is {most}, wanted at least 1, or null for all.")
         self.samples = samples
         self.candidates = _by_name(samples)
-        self.latents = None if latents is None else Path(latents)
+        self.latents_location = latents
         self.real = real
         self.max_real = max_real
         self.max_latents = max_latents
         self._datasets: dict[str, Dataset] = {}
+
+    @cached_property
+    def latents(self) -> Path | None:
+        """The folder of the latents on this machine."""
+        return None if self.latents_location is None else latent_folder(self.latents_location)
 
     @cached_property
     def manifest(self) -> Manifest:

@@ -17,7 +17,8 @@ from vqvae2.data.chunks import ChunkedDataModule
 from vqvae2.data.decode import Fit
 from vqvae2.data.loader import EpochLoader, batch_loader
 from vqvae2.data.order import EpochBatches, check_shares
-from vqvae2.data.sources import DigitSource, FolderSource, ImageSource, open_source
+from vqvae2.data.shard_cache import ShardBatches, shards_at_once
+from vqvae2.data.sources import DigitSource, FolderSource, ImageSource, RemoteTarSource, open_source
 from vqvae2.data.views import ImageBatch, Split, TrainImages, ViewImages
 
 __all__ = ["ImageBatch", "ImageDataModule", "held_out"]
@@ -145,7 +146,7 @@ class ImageDataModule(ChunkedDataModule):
 
     def train_dataloader(self) -> EpochLoader:
         split = self.splits["train"]
-        batches = EpochBatches(len(split), global_batch_size=self.batch_size, shuffle=True, seed=self.seed)
+        batches = _shuffled(split, global_batch_size=self.batch_size, seed=self.seed)
         return EpochLoader(TrainImages(split, self.augment, self.seed), batches, self.num_workers)
 
     def val_dataloader(self) -> DataLoader | list:
@@ -248,6 +249,16 @@ class ImageDataModule(ChunkedDataModule):
                 chosen["train"] = (train, np.flatnonzero(~out))
         options = {name: getattr(self, name) for name in ("image_size", "channels", "fit", "strict", "cache")}
         return {name: Split(name, source, samples, **options) for name, (source, samples) in chosen.items()}
+
+
+def _shuffled(split: Split, **options: int) -> EpochBatches:
+    """Batches in a random order, which keeps to some shards at a time if the cache cannot hold all."""
+    source = split.source
+    if isinstance(source, RemoteTarSource):
+        at_once = shards_at_once(source.sizes, source.location)
+        if at_once < len(source.sizes):
+            return ShardBatches(source.shards[split.samples], at_once=at_once, **options)
+    return EpochBatches(len(split), shuffle=True, **options)
 
 
 def _open_beside(train: ImageSource, location: str) -> ImageSource:

@@ -1,6 +1,7 @@
 """The DataModule of all priors: batches of codes and labels from a folder of latent shards."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import lightning as L
@@ -10,7 +11,14 @@ from torch.utils.data import Dataset
 
 from vqvae2 import distributed
 from vqvae2.data.latent_shards import check_files, index_shard, map_shard, verify
-from vqvae2.data.latents import LatentBatch, LatentSpec, Manifest, encode_command, read_manifest
+from vqvae2.data.latents import (
+    LatentBatch,
+    LatentSpec,
+    Manifest,
+    encode_command,
+    latent_folder,
+    read_manifest,
+)
 from vqvae2.data.loader import EpochLoader
 from vqvae2.data.order import EpochBatches, Index, check_shares
 
@@ -78,7 +86,8 @@ class LatentDataModule(L.LightningDataModule):
     """Batches of `LatentBatch`; their order depends on the seed and the epoch, not on ranks or workers.
 
     Args:
-        latents: folder that the encode job wrote.
+        latents: folder that the encode job wrote, or its address, such as s3://bucket/NAME/latents: all of
+            its shards are then brought into the cache of this machine, see `data.shard_cache`.
         batch_size: samples in a batch, over all ranks together.
         num_workers: processes that load; 0, the training process itself, is the fastest from a local disk,
             because handing a batch over costs more than gathering it.
@@ -91,12 +100,17 @@ class LatentDataModule(L.LightningDataModule):
             raise ValueError(f"batch_size is {batch_size}, wanted at least 1.")
         if num_workers < 0:
             raise ValueError(f"num_workers is {num_workers}, wanted at least 0.")
-        self.latents = Path(latents)
+        self.location = latents
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
         self._manifest: Manifest | None = None
         self._splits: dict[str, LatentDataset] = {}
+
+    @cached_property
+    def latents(self) -> Path:
+        """The folder on this machine."""
+        return latent_folder(self.location)
 
     @property
     def manifest(self) -> Manifest:
@@ -158,11 +172,11 @@ class LatentDataModule(L.LightningDataModule):
             fits = num_train // world_size * world_size
             mend = f"Set it to {fits}" if fits else f"Use at most {num_train} devices"
             raise ValueError(
-                f"batch_size is {found}, but {self.latents} holds only {num_train} training samples. {mend} "
+                f"batch_size is {found}, but {self.location} holds only {num_train} training samples. {mend} "
                 "or encode more images."
             )
         if 0 < num_val < world_size:
             raise ValueError(
-                f"{self.latents} holds {num_val} held-out samples, too few for {world_size} ranks. "
+                f"{self.location} holds {num_val} held-out samples, too few for {world_size} ranks. "
                 "Use fewer devices or encode more images."
             )

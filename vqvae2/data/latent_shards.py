@@ -24,7 +24,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from vqvae2.data.latents import LatentSpec, Manifest, encode_command
+from vqvae2.data.latents import ORIGIN, LatentSpec, Manifest, encode_command
+from vqvae2.data.remote import in_parallel, look
+from vqvae2.data.shard_cache import cache_bytes, fetch
 from vqvae2.data.shards import Shard, npy_bytes, sha256, write_json, write_tar
 
 log = logging.getLogger(__name__)
@@ -93,9 +95,13 @@ def map_shard(path: Path, records: Sequence[Record], spec: LatentSpec) -> list[t
 def check_files(folder: Path, manifest: Manifest) -> None:
     """Compares the names and sizes of the shards with the manifest.
 
+    In the local copy of a remote folder, shards that are missing or damaged are downloaded first.
+
     Raises:
         ValueError: a shard is missing, has another size or is not in the manifest.
     """
+    if (folder / ORIGIN).is_file():
+        _fetch_shards((folder / ORIGIN).read_text(), folder, manifest)
     mend = f"Encode again: {encode_command(folder)}."
     listed = {shard.file: shard for shards in manifest.splits.values() for shard in shards}
     for file, shard in listed.items():
@@ -120,8 +126,7 @@ def verify(folder: Path, manifest: Manifest) -> None:
     known = _read_verified(folder)
     verified = {}
     for shard in (shard for shards in manifest.splits.values() for shard in shards):
-        status = (folder / shard.file).stat()
-        verified[shard.file] = [shard.sha256, status.st_size, status.st_mtime_ns]
+        verified[shard.file] = _noted(folder / shard.file, shard)
         if known.get(shard.file) != verified[shard.file]:
             _verify_shard(folder / shard.file, shard, manifest.spec)
     if verified != known:
@@ -133,6 +138,38 @@ def verify(folder: Path, manifest: Manifest) -> None:
                 folder,
                 error,
             )
+
+
+def _fetch_shards(origin: str, folder: Path, manifest: Manifest) -> None:
+    shards = [shard for shards in manifest.splits.values() for shard in shards]
+    total = sum(shard.bytes for shard in shards)
+    if total > cache_bytes():
+        raise ValueError(
+            f"{origin} has {total / 1e9:.3g} GB of latents, which are read in random order and so must all "
+            f"be here, but the cache may hold {cache_bytes() / 1e9:.3g} GB. Raise VQVAE2_CACHE_GB."
+        )
+    known = _read_verified(folder)
+
+    def fetch_shard(shard: Shard) -> None:
+        path = folder / shard.file
+        if path.is_file() and known.get(shard.file) != _noted(path, shard) and sha256(path) != shard.sha256:
+            path.unlink()
+        while not path.is_file():
+            file = look(f"{origin}/{shard.file}")
+            if file.size != shard.bytes:
+                raise ValueError(
+                    f"{file.url} has {file.size} bytes, the manifest says {shard.bytes}. Copy the folder "
+                    f"there again, the manifest last, or encode again: {encode_command(folder)}."
+                )
+            fetch(file, path, lambda part: sha256(part) == shard.sha256)
+
+    in_parallel(fetch_shard, shards)
+
+
+def _noted(path: Path, shard: Shard) -> list:
+    """What is remembered of a shard that was found whole."""
+    status = path.stat()
+    return [shard.sha256, status.st_size, status.st_mtime_ns]
 
 
 def _verify_shard(path: Path, shard: Shard, spec: LatentSpec) -> None:

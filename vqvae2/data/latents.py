@@ -6,7 +6,10 @@ last, so a folder with a manifest is whole. How a shard looks inside stands in `
 Shape legend: B batch, h w a level's grid.
 """
 
+import hashlib
+import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +17,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from vqvae2.data.remote import download, is_remote, look
+from vqvae2.data.shard_cache import folder_of, hold_folder
 from vqvae2.data.shards import MANIFEST, Shard, write_json
+
+ORIGIN = ".origin"  # in the local copy of a remote folder: its address
+_MAX_MANIFEST = 256 * 2**20  # bytes
 
 FORMAT = "vqvae2 latents"
 VERSION = 1
@@ -153,6 +161,30 @@ def write_manifest(folder: str | Path, manifest: Manifest) -> None:
         "splits": {split: [asdict(shard) for shard in shards] for split, shards in manifest.splits.items()},
     }
     write_json(Path(folder, MANIFEST), content)
+
+
+def latent_folder(location: str) -> Path:
+    """The folder of a location on this machine; of an address, its place in the cache, with the manifest.
+
+    The shards of an address come later, with `latent_shards.check_files`. Another manifest has another place.
+
+    Raises:
+        ValueError: there is no manifest at the address, or it is not to be had.
+    """
+    if not is_remote(location):
+        return Path(location)
+    file = look(f"{location.rstrip('/')}/{MANIFEST}")
+    if file.size > _MAX_MANIFEST:
+        raise ValueError(f"{file.url} has {file.size:,} bytes, which is not the manifest of latents.")
+    content = io.BytesIO()
+    download(file, content)
+    folder = folder_of(location.rstrip("/"), hashlib.sha256(content.getvalue()).hexdigest())
+    hold_folder(folder)
+    for name, text in ((ORIGIN, location.rstrip("/").encode()), (MANIFEST, content.getvalue())):
+        part = folder / f"{name}.{os.getpid()}"  # several ranks write the same
+        part.write_bytes(text)
+        os.replace(part, folder / name)
+    return folder
 
 
 def read_manifest(folder: str | Path) -> Manifest:

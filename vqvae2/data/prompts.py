@@ -22,7 +22,14 @@ from vqvae2.data.chunks import ChunkedDataModule
 from vqvae2.data.jobs import written_by
 from vqvae2.data.latent_module import LatentDataset
 from vqvae2.data.latent_shards import check_files, verify
-from vqvae2.data.latents import LatentBatch, LatentSpec, Level, check_autoencoder, read_manifest
+from vqvae2.data.latents import (
+    LatentBatch,
+    LatentSpec,
+    Level,
+    check_autoencoder,
+    latent_folder,
+    read_manifest,
+)
 from vqvae2.data.order import Index
 from vqvae2.data.requests import SPLIT, RequestBatch
 from vqvae2.data.shards import MANIFEST, Member, Shard, index_members, npy_array, read_member
@@ -148,11 +155,16 @@ class PromptRequests(ChunkedDataModule):
             raise ValueError(f"rows is {rows}, wanted a fraction from 0 up to, not including, 1.")
         if not levels and not rows:
             raise ValueError("Nothing is kept: give levels to keep, such as [top], or rows, such as 0.5.")
-        self.folder = Path(prompts)
+        self.location = prompts
         self.split = split
         self.levels = tuple(levels or ())
         self.rows = rows
         self._source: CodeSource | None = None
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder on this machine; latents may lie at an address."""
+        return latent_folder(self.location)
 
     @property
     def source(self) -> CodeSource:

@@ -1,11 +1,14 @@
 """Where images come from: folders, WebDataset tars, .npz files or the embedded digits, all as one list."""
 
 import os
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import braceexpand
 import numpy as np
@@ -15,6 +18,8 @@ from vqvae2.data import tars
 from vqvae2.data.decode import open_image
 from vqvae2.data.image_source import UNLABELLED, ImageSource, file_facts
 from vqvae2.data.npz import is_npz, open_npz
+from vqvae2.data.remote import RemoteFile, in_parallel, is_remote, look
+from vqvae2.data.shard_cache import opened
 
 DIGITS = "demo:digits"
 
@@ -29,12 +34,10 @@ class FolderSource(ImageSource):
         yield file_facts(os.path.join(self.location, self.name(i)) for i in range(len(self)))
 
 
-class TarSource(ImageSource):
-    """Images within tars.
+class _TarSamples(ImageSource):
+    """Images within tars, wherever those are.
 
     Args:
-        paths: the tars, as named.
-        plain: the same, uncompressed.
         places: (tar, offset, size) a sample, int64 `[N, 3]`, in the uncompressed tars.
     """
 
@@ -44,14 +47,9 @@ class TarSource(ImageSource):
         names: Iterable[str],
         labels: np.ndarray,
         classes: Sequence[str],
-        *,
-        paths: list[Path],
-        plain: list[Path],
         places: np.ndarray,
     ) -> None:
         super().__init__(location, names, labels, classes)
-        self._paths = paths
-        self._plain = plain
         self._places = places
 
     def key(self, i: int) -> str:
@@ -60,11 +58,64 @@ class TarSource(ImageSource):
 
     def read(self, i: int) -> Image.Image:
         tar, offset, size = (int(number) for number in self._places[i])
-        return open_image(tars.read_range(self._plain[tar], offset, size))
+        return open_image(self._bytes(tar, offset, size))
+
+    @abstractmethod
+    def _bytes(self, tar: int, offset: int, size: int) -> bytes: ...
+
+
+class TarSource(_TarSamples):
+    """Images within tars on this machine.
+
+    Args:
+        samples: what all images within tars have.
+        paths: the tars, as named.
+        plain: the same, uncompressed.
+    """
+
+    def __init__(self, *samples: Any, paths: list[Path], plain: list[Path]) -> None:
+        super().__init__(*samples)
+        self._paths = paths
+        self._plain = plain
+
+    def _bytes(self, tar: int, offset: int, size: int) -> bytes:
+        return tars.read_range(self._plain[tar], offset, size)
 
     def _evidence(self) -> Iterator[np.ndarray]:
         yield np.array([os.fsencode(path.name) for path in self._paths])
         yield file_facts(self._paths)
+        yield self._places
+
+
+class RemoteTarSource(_TarSamples):
+    """Images within tars at addresses, read from whole copies in the cache of this machine.
+
+    Args:
+        samples: what all images within tars have.
+        files: the tars.
+    """
+
+    def __init__(self, *samples: Any, files: list[RemoteFile]) -> None:
+        super().__init__(*samples)
+        self._files = files
+
+    @property
+    def shards(self) -> np.ndarray:
+        """Which tar each sample is in, int64 `[N]`."""
+        return self._places[:, 0]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each tar."""
+        return [file.size for file in self._files]
+
+    def _bytes(self, tar: int, offset: int, size: int) -> bytes:
+        with opened(self._files[tar]) as data:
+            data.seek(offset)
+            return data.read(size)
+
+    def _evidence(self) -> Iterator[np.ndarray]:
+        yield np.array([" ".join(map(str, file)).encode() for file in self._files])
         yield self._places
 
 
@@ -101,7 +152,8 @@ def open_source(
         location: "demo:digits"; a folder of class folders (labels in the order of the sorted names), of
             images, or of tars; the path of a tar, or a brace pattern such as "x-{0000..0009}.tar.gz"; the
             path of an .npz with the images as arr_0 and perhaps their labels as arr_1. A folder that holds
-            tars is read as tars, whatever else lies in it.
+            tars is read as tars, whatever else lies in it. Uncompressed tars may be at addresses, such as
+            "https://host/x-{0000..0009}.tar" or "s3://bucket/x-{0000..0009}.tar": see `data.shard_cache`.
         num_classes: the number of classes; None: as many as found; 0: labels are ignored.
         classes: the names of another source's classes. Class folders get the labels that they have there.
         labels_optional: images that have no labels at all may stay without, whatever `num_classes` is.
@@ -111,6 +163,8 @@ def open_source(
     """
     if location == DIGITS:
         source = DigitSource()
+    elif is_remote(location):
+        source = _open_remote_tars(location, ignore_labels=num_classes == 0)
     elif (found := _tar_paths(location)) is not None:
         source = _open_tars(location, found, ignore_labels=num_classes == 0)
     elif is_npz(location) and Path(location).expanduser().is_file():
@@ -221,11 +275,52 @@ def _tar_paths(location: str) -> list[Path] | None:
 
 def _open_tars(location: str, paths: list[Path], *, ignore_labels: bool) -> TarSource:
     plain = [tars.plain_tar(path) for path in paths]
-    common = os.path.commonpath([path.absolute().parent for path in paths])
+    indices = [_index_tar(path, unpacked) for path, unpacked in zip(paths, plain, strict=True)]
+    samples = _samples([path.absolute() for path in paths], indices, location, ignore_labels=ignore_labels)
+    return TarSource(location, *samples, paths=paths, plain=plain)
+
+
+def _index_tar(path: Path, plain: Path) -> list[tars.TarSample]:
+    size, changed_at = file_facts([plain])[0]
+    return tars.kept_index(
+        str(plain.resolve()),
+        f"{size} {changed_at}",
+        lambda: tars.index_tar(plain, str(path)),
+        at_least=tars.WORTH_KEEPING,
+    )
+
+
+def _open_remote_tars(location: str, *, ignore_labels: bool) -> RemoteTarSource:
+    urls = list(braceexpand.braceexpand(location))
+    paths = [Path("/", address.netloc, address.path.lstrip("/")) for address in map(urlsplit, urls)]
+    if not all(path.suffix.lower() == ".tar" for path in paths):
+        raise ValueError(
+            f"{location}: images at addresses are read from uncompressed tars, such as "
+            "https://host/x-{0000..0009}.tar. Download other files first."
+        )
+    files = in_parallel(look, urls)
+    indices = in_parallel(_index_remote_tar, files)
+    samples = _samples(paths, indices, location, ignore_labels=ignore_labels)
+    return RemoteTarSource(location, *samples, files=files)
+
+
+def _index_remote_tar(file: RemoteFile) -> list[tars.TarSample]:
+    def index() -> list[tars.TarSample]:
+        with opened(file) as data:
+            return tars.index_tar(Path(data.name), file.url)
+
+    return tars.kept_index(file.url, f"{file.size} {file.version}", index, at_least=0)
+
+
+def _samples(
+    paths: list[Path], indices: list[list[tars.TarSample]], location: str, *, ignore_labels: bool
+) -> tuple[list[str], np.ndarray, list[str], np.ndarray]:
+    """Names, labels, classes and places of the samples in some tars with absolute paths."""
+    common = os.path.commonpath([path.parent for path in paths])
     names, places, labels = [], [], []
-    for number, (path, unpacked) in enumerate(zip(paths, plain, strict=True)):
-        shard = tars.without_tar_suffix(os.path.relpath(path.absolute(), common))
-        for sample in tars.index_tar(unpacked, str(path)):
+    for number, (path, index) in enumerate(zip(paths, indices, strict=True)):
+        shard = tars.without_tar_suffix(os.path.relpath(path, common))
+        for sample in index:
             names.append(f"{shard}/{sample.key}{sample.suffix}")
             places.append((number, sample.offset, sample.size))
             labels.append(sample.label)
@@ -238,12 +333,4 @@ def _open_tars(location: str, paths: list[Path], *, ignore_labels: bool) -> TarS
             f"{unlabelled[0]}. Label all or none."
         )
     classes = [str(label) for label in range(max(labels, default=UNLABELLED) + 1)]
-    return TarSource(
-        location,
-        names,
-        np.array(labels),
-        classes,
-        paths=paths,
-        plain=plain,
-        places=np.array(places, np.int64),
-    )
+    return names, np.array(labels), classes, np.array(places, np.int64)

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import logging
 import os
 import shutil
 import tarfile
@@ -12,10 +13,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
+import numpy as np
+
+from vqvae2.data.shard_cache import cache_folder
+
+log = logging.getLogger(__name__)
+
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 _BLOCK = 512  # bytes; everything in a tar starts at a multiple
+WORTH_KEEPING = 1000  # samples; the index of fewer is made in less than 0.1 s
+_NO_LABEL = -(2**63)  # in a kept index
 
 
 class TarSample(NamedTuple):
@@ -113,6 +122,62 @@ def index_tar(path: Path, name: str) -> list[TarSample]:
                 suffix = image.name.removeprefix(key)
                 samples.append(TarSample(key, suffix, image.offset_data, image.size, label))
     return samples
+
+
+def kept_index(
+    name: str,
+    version: str,
+    index: Callable[[], list[TarSample]],
+    *,
+    at_least: int,
+) -> list[TarSample]:
+    """The samples of a tar from the index that the cache folder keeps, made anew when the tar has changed.
+
+    Args:
+        name: the tar's absolute path or address.
+        version: changes with its content.
+        index: makes the index.
+        at_least: so many samples make an index worth keeping.
+    """
+    path = cache_folder() / "indices" / f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.npz"
+    if (known := _read_index(path, version)) is not None:
+        return known
+    samples = index()
+    if len(samples) >= at_least:
+        try:
+            _write_index(path, version, samples)
+        except OSError as error:
+            log.info("Cannot keep the index of %s, so the next run makes it again: %s", name, error)
+    return samples
+
+
+def _read_index(path: Path, version: str) -> list[TarSample] | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if file["version"].item() != version:
+                return None
+            columns = [file[field].tolist() for field in TarSample._fields]
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):  # none, or a damaged one
+        return None
+    keys, suffixes, *numbers, labels = columns
+    texts = (map(os.fsdecode, keys), map(os.fsdecode, suffixes))
+    return list(map(TarSample, *texts, *numbers, (None if n == _NO_LABEL else n for n in labels)))
+
+
+def _write_index(path: Path, version: str, samples: list[TarSample]) -> None:
+    """Writes aside, then renames."""
+    columns = {field: [sample[i] for sample in samples] for i, field in enumerate(TarSample._fields)}
+    for field in ("key", "suffix"):
+        columns[field] = [os.fsencode(text) for text in columns[field]]
+    columns["label"] = [_NO_LABEL if label is None else label for label in columns["label"]]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, version=np.array(version), **columns)
+        os.replace(aside, path)
+    finally:
+        Path(aside).unlink(missing_ok=True)
 
 
 def read_range(path: Path, offset: int, size: int) -> bytes:

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from vqvae2.data.augment import NOTHING, Augment, centre_crop, move, recolour, sample_generator
 from vqvae2.data.decode import Fit, fit_image, to_channels, to_pixels
 from vqvae2.data.order import Index
+from vqvae2.data.remote import Unreachable
 from vqvae2.data.sources import ImageSource
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class Split:
 
         Raises:
             ValueError: it is unreadable, and the split is strict.
+            Unreachable: it is remote, and not to be had.
         """
         if self._cache is not None and (known := self._cache.get(i)) is not None:
             return known
@@ -83,6 +85,8 @@ class Split:
             return None
         try:
             image = to_channels(self.source.read(int(self.samples[i])), self.channels)
+        except Unreachable:
+            raise  # not this image is at fault
         except (OSError, ValueError) as error:
             self._refuse(i, error)
             return None
