@@ -59,6 +59,7 @@ def autoencoder() -> ws.Section:
         line("PSNR, dB", "val/psnr"),
         line("codebook perplexity", *by_level("val/perplexity")),
         line("codebook, fraction in use", *by_level("val/usage")),
+        line("codebook perplexity of a training batch", *by_level("train/perplexity")),
         line("commitment", *by_level("val/commitment")),
         pictures("reconstructions level by level, the original last", "reconstructions"),
     ]
@@ -112,11 +113,13 @@ def health() -> ws.Section:
     panels = [
         line("images or code grids a second", "speed/samples_per_s"),
         line("share of the time that waits for data", "speed/data_wait", range_y=(0, 1)),
+        line("memory, most so far, GB", "memory/peak_gb"),
+        line("gradient norm before clipping", "train/gradient_norm", log_y=True),
         line(
             "learning rate", "lr-Adam", "lr-AdamW/pg1", "lr-SGD/pg1"
         ),  # both groups of a classifier have one
     ]
-    return ws.Section(name="speed and learning rate", panels=panels)
+    return ws.Section(name="speed, memory, gradient, learning rate", panels=panels)
 
 
 def line(title: str, *names: str, **options: object) -> wr.LinePlot:

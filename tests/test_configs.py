@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.strategies import DDPStrategy
 
 import vqvae2.callbacks.grids
 import vqvae2.modules.critic
@@ -22,9 +23,11 @@ from vqvae2.composition import compose
 from vqvae2.data.latents import LatentSpec, Level
 from vqvae2.modules.base import NetworkModule
 from vqvae2.modules.checkpoint import Loaded
+from vqvae2.modules.sharding import ShardedStrategy
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+NAMES = sorted(path.stem for path in CONFIGS.glob("*_*.yaml"))
+OVERLAYS = sorted({path.stem for path in CONFIGS.glob("*.yaml")} - set(NAMES))
 NUM_CLASSES = {"demo": 10, "cifar10": 10, "imagenet": 1000, "ffhq": 0}
 VERBS = {"encode": "predict", "sample": "predict", "complete": "predict", "eval": "test"}  # all others fit
 
@@ -60,9 +63,10 @@ class Latents:
         self.spec = LatentSpec(levels, NUM_CLASSES[dataset], "meta")
 
 
-def instantiate(name: str) -> Build:
+def instantiate(name: str, *overlays: str) -> Build:
     verb = VERBS.get(name.partition("_")[2], "fit")
-    return Build([verb, "-c", str(CONFIGS / f"{name}.yaml")])
+    files = [str(CONFIGS / f"{file}.yaml") for file in (name, *overlays)]
+    return Build([verb, *(part for file in files for part in ("-c", file))])
 
 
 def build(name: str) -> tuple[torch.nn.Module, NetworkModule]:
@@ -116,6 +120,19 @@ def test_config_builds(name):
             again = type(network)(**module.description["network"])
         shapes = {key: tensor.shape for key, tensor in network.state_dict().items()}
         assert shapes == {key: tensor.shape for key, tensor in again.state_dict().items()}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("name", [name for name in NAMES if name.partition("_")[2] not in VERBS])
+def test_overlays_build_on_every_fit(name, overlay):
+    plain, cli = instantiate(name), instantiate(name, overlay)
+    changed = {
+        key
+        for key, value in cli.config.fit.trainer.items()
+        if str(value) != str(plain.config.fit.trainer.get(key)) and not key.startswith("strategy")
+    }
+    assert changed <= {"devices"}
+    assert isinstance(cli.trainer.strategy, {"ddp": DDPStrategy, "fsdp": ShardedStrategy}[overlay])
 
 
 def test_an_apple_gpu_is_not_chosen_by_itself(monkeypatch):

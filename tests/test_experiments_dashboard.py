@@ -20,6 +20,7 @@ from tests.checkpoints import PRIOR
 from tests.fake_verdict import fake_verdict
 from tests.modules.training_run import autoencoder_module
 from vqvae2.callbacks.grids import ReconstructionGrid, SampleGrid
+from vqvae2.callbacks.health import Health
 from vqvae2.callbacks.throughput import Throughput
 from vqvae2.callbacks.verdict import NEIGHBOURS, log_verdict
 from vqvae2.data.images import ImageDataModule
@@ -90,7 +91,7 @@ def logged(tmp_path_factory):
             check_val_every_n_epoch=None,
             log_every_n_steps=1,
             logger=names,
-            callbacks=[LearningRateMonitor(), Throughput()],
+            callbacks=[LearningRateMonitor(), Throughput(), Health()],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -222,7 +223,7 @@ def test_printed_it_is_the_json_that_would_be_sent(dashboard, saved, monkeypatch
         "classifiers",
         "verdict: figures",
         "verdict: tables, curves, pictures",
-        "speed and learning rate",
+        "speed, memory, gradient, learning rate",
     ]
     assert all(section["panels"] for section in sections)
     assert saved == []

@@ -25,6 +25,13 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def broadcast(tensors: list[torch.Tensor]) -> None:
+    """Gives all ranks the first one's values, in place."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
 def all_gather_objects(value: object) -> list:
     """What every rank passed, in rank order."""
     if world_size() == 1:

@@ -21,7 +21,10 @@ from vqvae2.composition import UsageError, origin
 from vqvae2.modules.base import NetworkModule
 from vqvae2.modules.checkpoint import read_description
 
-_TOP_LEVEL = ("trainer", "model", "data", "checkpoint", "wandb", "seed_everything", "ckpt_path", "base")
+_TOP_LEVEL = (
+    *("trainer", "model", "data", "checkpoint", "wandb", "seed_everything", "ckpt_path", "base"),
+    *("resume", "allow_inexact_resume"),
+)
 _GROUPS = {"trainer": Trainer, "checkpoint": RunCheckpoint}
 _STEPS = {
     "fit": "training_step",
@@ -52,7 +55,6 @@ def check_job(verb: str, config: Namespace) -> None:
 
     Raises:
         UsageError: options are no mapping, or the model does not do what `verb` asks.
-        ValueError: `ckpt_path` holds another kind of network.
     """
     for group in ("trainer", "data"):
         if not isinstance(config[group], Namespace):
@@ -69,8 +71,6 @@ def check_job(verb: str, config: Namespace) -> None:
         raise UsageError(
             f"{model.__name__} cannot {verb}, this config is for: lightning {' or '.join(verbs)}."
         )
-    if issubclass(model, NetworkModule) and config.ckpt_path is not None:
-        _check_weights(model, config.ckpt_path)
 
 
 def needs_weights(verb: str, config: Namespace) -> bool:
@@ -94,8 +94,15 @@ def _check_groups(path: str, owner: type, values: Namespace) -> None:
             raise UsageError(f"'{path}.{name}' wants a mapping of options, found {value!r}.")
 
 
-def _check_weights(model: type[NetworkModule], checkpoint: str) -> None:
-    if Path(checkpoint).is_file() and (found := read_description(checkpoint)["kind"]) != model.kind:
+def check_weights(config: Namespace, checkpoint: str | Path) -> None:
+    """
+    Raises:
+        ValueError: `checkpoint` holds another kind of network than the config's.
+    """
+    model = _load(config.model.class_path)
+    if not issubclass(model, NetworkModule):
+        return
+    if (found := read_description(checkpoint)["kind"]) != model.kind:
         raise ValueError(
             f"{checkpoint} holds a network of kind '{found}', wanted '{model.kind}'. "
             "Name a checkpoint of this job's own run folder as ckpt_path."

@@ -43,7 +43,9 @@ def test_reconstructions_show_each_level_and_the_original_from_all_over_the_spli
         ImageBatch(torch.rand(4, 1, SIDE, SIDE) * 2 - 1, torch.zeros(4), torch.zeros(4), [])
         for _ in range(10)
     ]
-    validate(ReconstructionGrid(num_samples=5), SimpleNamespace(average=network), batches, trainer)
+    validate(
+        ReconstructionGrid(num_samples=5), SimpleNamespace(whole_average=lambda: network), batches, trainer
+    )
     picture = pil_to_tensor(Image.open(tmp_path / "images" / "reconstructions-0000007.png"))
     assert picture.shape[1:] == (5 * (SIDE + 1) + 1, 3 * (SIDE + 1) + 1)
     with torch.no_grad():
@@ -64,7 +66,8 @@ def test_sample_pairs_hold_the_reconstruction_and_a_sample_given_the_same_upper_
     trainer.num_val_batches = [1]
     for index, checkpoint in enumerate(priors):
         callback = SampleGrid(autoencoder, num_samples=4)
-        module = SimpleNamespace(average=load_network(checkpoint, "prior").network, index=index)
+        prior = load_network(checkpoint, "prior").network
+        module = SimpleNamespace(whole_average=lambda prior=prior: prior, index=index)
         callback.setup(trainer, module, "fit")
         validate(callback, module, [batch], trainer)
         picture = pil_to_tensor(Image.open(tmp_path / "images" / "samples-0000007.png"))
@@ -88,6 +91,6 @@ def test_pictures_are_drawn_every_nth_time(tmp_path, trainer):
     callback = ReconstructionGrid(num_samples=1, every_n_validations=2)
     for step in range(5):
         trainer.global_step = step
-        validate(callback, SimpleNamespace(average=network), [batch] * 10, trainer)
+        validate(callback, SimpleNamespace(whole_average=lambda: network), [batch] * 10, trainer)
     drawn = sorted(path.name for path in (tmp_path / "images").iterdir())
     assert drawn == [f"reconstructions-000000{step}.png" for step in (0, 2, 4)]

@@ -50,10 +50,12 @@ def test_a_resumed_file_drops_what_was_lost_and_a_new_one_starts_anew(tmp_path):
     first = MetricsFile(tmp_path)
     for step in range(5):
         first.log_metrics({"old": float(step)}, step)
-    MetricsFile(tmp_path, append=True).log_metrics({"new": 7.0}, step=3)  # the checkpoint was made at step 3
+    MetricsFile(tmp_path, append=True).log_metrics(
+        {"old": 3.0, "new": 7.0}, step=3
+    )  # the checkpoint was made there
     assert rows(tmp_path / "metrics.csv") == [
         *({"step": str(step), "old": f"{step}.0", "new": ""} for step in range(3)),
-        {"step": "3", "old": "", "new": "7.0"},
+        {"step": "3", "old": "3.0", "new": "7.0"},
     ]
     MetricsFile(tmp_path).log_metrics({"new": 8.0}, step=0)
     assert rows(tmp_path / "metrics.csv") == [{"step": "0", "new": "8.0"}]
@@ -69,8 +71,9 @@ def test_nan_is_never_best_and_hides_no_later_best(tmp_path):
     saved = []
 
     class Spy(RunCheckpoint):
-        def _save(self, trainer, name):
+        def _save(self, trainer, name, *_, **__):
             saved.append((name, trainer.global_step))
+            return True
 
     options = {"max_epochs": 4, "num_sanity_val_steps": 0, "callbacks": [Spy(monitor="score")]}
     trainer(tmp_path, **options).fit(Scripted(hidden=1), FakeData(size=4))
@@ -81,8 +84,9 @@ def test_without_validation_every_epoch_is_kept_as_last(tmp_path):
     saved = []
 
     class Spy(RunCheckpoint):
-        def _save(self, trainer, name):
+        def _save(self, trainer, name, *_, **__):
             saved.append((name, trainer.global_step))
+            return True
 
     options = {"max_epochs": 2, "limit_val_batches": 0, "callbacks": [Spy()]}
     trainer(tmp_path, **options).fit(FakeModule(hidden=1), FakeData(size=8, batch_size=4))

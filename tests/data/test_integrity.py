@@ -171,7 +171,7 @@ def test_a_killed_loader_worker_ends_the_run_within_10_s(tmp_path):
     process.start()
     try:
         assert messages.poll(10), "it hangs"
-        assert re.search("killed by signal: Killed|exited unexpectedly|Connection", messages.recv())
+        assert re.search("killed by signal: Killed|exited unexpectedly|loader worker died", messages.recv())
     finally:
         process.kill()
         process.join()

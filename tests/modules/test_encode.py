@@ -1,5 +1,6 @@
 """The encode job: images → codes → shards → DataModule → images."""
 
+import errno
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from tests.ranks import run_ranks
 from tests.sample_job import run
 from vqvae2 import distributed
 from vqvae2.callbacks.latents import LatentWriter
+from vqvae2.data import shards
 from vqvae2.data.images import ImageBatch, ImageDataModule
 from vqvae2.data.latent_module import LatentDataModule
 from vqvae2.data.latents import LatentSpec, Level, read_manifest
@@ -238,6 +240,24 @@ def test_a_killed_job_is_completed_to_the_same_bytes(checkpoint, folders, tmp_pa
     encoded.clear()
     encode(checkpoint, folder, image_data(folders, batch_size=5))
     assert (hashes(folder), sum(encoded)) == (wanted, 0)
+
+
+def test_a_full_disk_ends_the_job_and_the_next_one_completes_it(checkpoint, folders, tmp_path, monkeypatch):
+    whole = hashes(encode(checkpoint, tmp_path / "whole", image_data(folders)))
+    real, calls = shards._to_disk, []
+
+    def full(path):
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(path)
+
+    monkeypatch.setattr(shards, "_to_disk", full)
+    with pytest.raises(OSError, match="No space left"):
+        encode(checkpoint, tmp_path / "latents", image_data(folders))
+    left = hashes(tmp_path / "latents")
+    assert not {path for path in left if path.name == "manifest.json" or path.suffix == ".part"}
+    assert hashes(encode(checkpoint, tmp_path / "latents", image_data(folders))) == whole
 
 
 def test_two_ranks_complete_what_two_ranks_began(checkpoint, folders, tmp_path):

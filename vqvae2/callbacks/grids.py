@@ -1,6 +1,6 @@
 """Pictures of how training goes: reconstructions level by level, and samples.
 
-Every rank draws, though only the first one writes: a sharded network needs all ranks for a forward pass.
+The first rank draws. All take part where the network is sharded: its weights are gathered.
 """
 
 from abc import ABC, abstractmethod
@@ -9,16 +9,18 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 from vqvae2.callbacks.pictures import log_picture
 from vqvae2.data.images import ImageBatch
 from vqvae2.data.latents import LatentBatch, check_autoencoder
 from vqvae2.modules.autoencoder import AutoencoderModule
+from vqvae2.modules.base import NetworkModule
 from vqvae2.modules.checkpoint import load_network
 from vqvae2.modules.prior import PriorModule
 from vqvae2.nn.autoencoder import HierarchicalVQVAE, fingerprint
+from vqvae2.nn.prior import Prior
 from vqvae2.pixels import to_uint8
 from vqvae2.sampling.ancestral import sample_level, uniform_noise
 
@@ -42,8 +44,8 @@ class Grid(L.Callback, ABC):
         self._batches: list[Any] = []
 
     @abstractmethod
-    def draw(self, module: L.LightningModule, batches: list[Any]) -> Tensor:
-        """The picture, uint8 [C, H, W], of a few samples from each of some batches."""
+    def draw(self, module: NetworkModule, network: nn.Module, batches: list[Any]) -> Tensor:
+        """The picture, uint8 [C, H, W], of samples of some batches; `network` is the average, whole."""
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._batches = []
@@ -64,13 +66,16 @@ class Grid(L.Callback, ABC):
         if batch_idx in {i * num_batches // count for i in range(count)} and len(batch.labels):
             self._batches.append(first_samples(batch, -(-self.num_samples // count)))
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: NetworkModule) -> None:
         if trainer.sanity_checking:
             return
+        due = self._validations % self.every_n_validations == 0
         self._validations += 1
-        if self._batches:
+        if due:
             with torch.no_grad():
-                log_picture(trainer, self.name, self.draw(pl_module, self._batches))
+                network = pl_module.whole_average()
+                if self._batches and trainer.is_global_zero:
+                    log_picture(trainer, self.name, self.draw(pl_module, network, self._batches))
         self._batches = []
 
     def join(self, batches: Iterable[Tensor]) -> Tensor:
@@ -101,8 +106,10 @@ class ReconstructionGrid(Grid):
     def __init__(self, num_samples: int = 8, every_n_validations: int = 1) -> None:
         super().__init__(num_samples, every_n_validations)
 
-    def draw(self, module: AutoencoderModule, batches: list[ImageBatch]) -> Tensor:
-        return level_by_level(module.average, self.join(batch.images for batch in batches))
+    def draw(
+        self, module: AutoencoderModule, network: HierarchicalVQVAE, batches: list[ImageBatch]
+    ) -> Tensor:
+        return level_by_level(network, self.join(batch.images for batch in batches))
 
 
 def level_by_level(autoencoder: HierarchicalVQVAE, images: Tensor) -> Tensor:
@@ -140,12 +147,12 @@ class SampleGrid(Grid):
         digest = fingerprint(self.autoencoder)
         check_autoencoder(data.spec, digest, codes=str(data.latents), checkpoint=self.checkpoint)
 
-    def draw(self, module: PriorModule, batches: list[LatentBatch]) -> Tensor:
+    def draw(self, module: PriorModule, network: Prior, batches: list[LatentBatch]) -> Tensor:
         codes = [self.join(level) for level in zip(*(batch.codes for batch in batches), strict=True)]
         labels = self.join(batch.labels for batch in batches)
         above, here, below = codes[: module.index], codes[module.index], codes[module.index + 1 :]
         noise = uniform_noise(0, range(len(labels)), module.index, here[0].numel())
-        sampled = sample_level(module.average, above, labels, noise).codes
+        sampled = sample_level(network, above, labels, noise).codes
         self.autoencoder.to(labels.device)
         pair = [self.autoencoder.decode([*above, x, *below], module.index + 1) for x in (here, sampled)]
         return make_grid(to_uint8(torch.stack(pair, 1).flatten(0, 1)), nrow=8, padding=1)

@@ -17,8 +17,8 @@ class MetricsFile(Logger):
 
     Args:
         folder: the run folder.
-        append: goes on with the rows there are, less those at or after the first step logged; otherwise the
-            file starts anew.
+        append: goes on with the rows there are, up to where the first row logged stood, which a killed run
+            may have got beyond; otherwise the file starts anew.
     """
 
     def __init__(self, folder: str | Path, *, append: bool = False) -> None:
@@ -47,7 +47,7 @@ class MetricsFile(Logger):
     def log_metrics(self, metrics: dict[str, Tensor | float], step: int | None = None) -> None:
         row = {"step": step} | {name: float(value) for name, value in metrics.items()}
         if not self._columns:
-            self._rewrite(self._rows_before(step) if self._append else [], list(row))
+            self._rewrite(self._rows_before(row) if self._append else [], list(row))
         elif new := [name for name in row if name not in self._columns]:
             self._rewrite(self._rows(), new)
         with self.path.open("a", newline="", encoding="utf-8") as file:
@@ -59,8 +59,15 @@ class MetricsFile(Logger):
         with self.path.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
 
-    def _rows_before(self, step: int | None) -> list[dict[str, str]]:
-        return [row for row in self._rows() if step is None or int(row["step"]) < step]
+    def _rows_before(self, row: dict[str, Any]) -> list[dict[str, str]]:
+        """The rows of earlier steps, and those of the same step that were logged before one like `row`."""
+        kept = []
+        for other in self._rows():
+            shared = {name for name, value in other.items() if value} & set(row) - {"step", "epoch"}
+            if not other["step"].isdecimal() or (int(other["step"]), bool(shared)) >= (row["step"], True):
+                break
+            kept.append(other)
+        return kept
 
     def _rewrite(self, rows: list[dict[str, str]], new_columns: list[str]) -> None:
         names = [name for row in rows[:1] for name in row] + self._columns + new_columns

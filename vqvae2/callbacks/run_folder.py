@@ -1,13 +1,20 @@
-"""The run folder, `trainer.default_root_dir`: whether it can be written, and its two checkpoints."""
+"""The run folder, `trainer.default_root_dir`: whether it can be written, and its checkpoints."""
 
 import os
+import time
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from vqvae2.callbacks.checkpoint_files import PART, NotSaved, keep_copy, put_in_place, recover, set_aside
+from vqvae2.callbacks.identity import RUN
+from vqvae2.callbacks.loop_state import Place, owe_validation, write_place
+from vqvae2.callbacks.preemption import StopRequest, stopped
+from vqvae2.nn.checks import require
 
 
 def check_writable(folder: str | Path) -> None:
@@ -27,41 +34,98 @@ def check_writable(folder: str | Path) -> None:
         )
 
 
-class StreamedCheckpoints(TorchCheckpointIO):
-    """Writes checkpoints aside, straight to the disk, and renames them.
-
-    Lightning's own way builds the whole file in memory first: 8 GB for the paper's larger priors.
-    """
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
-    ) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        torch.save(checkpoint, part)
-        part.replace(path)
-
-
 class RunCheckpoint(Checkpoint):
-    """Keeps `last.ckpt` and `best.ckpt` in the run folder, written after each validation.
+    """Keeps `last.ckpt` and `best.ckpt` in the run folder, and ends a run that is told to stop.
 
-    The state at the end of training is always in `last.ckpt`. Without validation it is written every epoch.
-    Lightning's ModelCheckpoint writes its last checkpoint only when the best one improved.
+    `last.ckpt` is written after each validation (without validation each epoch), in between by steps or
+    minutes, when the run is told to stop, and at its end. A run goes on from it exactly: it is only written
+    between two optimiser steps, and the one before it stays until it is whole on the disk. If it cannot be
+    written, the run warns and goes on, and tries again when the next is due; at a run's end that is an error.
+
+    SIGTERM, SIGUSR1 and the end of `trainer.max_time` let the running batch finish, then write it and end the
+    run, on all ranks after the same step. Lightning's ModelCheckpoint writes its last checkpoint only when
+    the best one improved.
 
     Args:
         monitor: the validation metric whose best value `best.ckpt` has; None keeps no best.
         mode: whether the lowest or the highest value is best.
+        every_steps: writes `last.ckpt` also every so many optimiser steps.
+        every_minutes: writes it also when so many minutes have passed since the last time.
+        keep: how many of these checkpoints stay under their step numbers, `step-00001000.ckpt`, too.
     """
 
-    def __init__(self, *, monitor: str | None = None, mode: Literal["min", "max"] = "min") -> None:
+    def __init__(
+        self,
+        *,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
+        every_steps: int | None = None,
+        every_minutes: float | None = 30.0,
+        keep: int = 0,
+    ) -> None:
+        require(every_steps is None or every_steps >= 1, "every_steps", every_steps, "at least 1, or null")
+        require(
+            every_minutes is None or every_minutes > 0, "every_minutes", every_minutes, "above 0, or null"
+        )
+        require(keep >= 0, "keep", keep, "0 or more")
         self.monitor = monitor
         self.mode = mode
+        self.every_steps = every_steps
+        self.every_minutes = every_minutes
+        self.keep = keep
         self.best: float | None = None
+        self.identity: dict[str, Any] = {}  # of the run, for the checkpoints; see `run_identity`
+        self.starts_anew = False  # and what an earlier run has left is set aside
+        self.request = StopRequest()
         self._saved_step = 0
+        self._saved_at = 0.0
+        self._place = Place(0, 0)
+        self._owed = False  # a `last.ckpt` that was due in the middle of accumulated batches, or of an epoch
+        self._writing: tuple[Place, bool] | None = (
+            None  # while saving: the place, and whether to validate there
+        )
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.request.listen(getattr(trainer.strategy, "_timeout", None))  # of those for several devices
 
     def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._monitored(trainer)  # a misspelt name ends the run now and not after the first epoch
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.request.listen(getattr(trainer.strategy, "_timeout", None))  # of those for several devices
+        self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            folder = Path(trainer.default_root_dir)
+            recover(folder)
+            if self.starts_anew and (aside := set_aside(folder)):
+                rank_zero_info(f"What was in {folder} is now in {aside}.")
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.fast_dev_run or batch_idx % trainer.accumulate_grad_batches:
+            return
+        self._place = Place(trainer.current_epoch, batch_idx)
+        code, due = self.request.agreed(want=self._is_due(trainer.global_step))
+        if code or due or self._owed:
+            self._save_last(trainer, self._place, final=code > 0)
+        if code:
+            raise stopped(code, saved=self._saved(trainer))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._place = Place(trainer.current_epoch, batch_idx + 1)
+
+    def on_validation_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.state.fn != "fit" or trainer.fast_dev_run:
+            return
+        code, _ = self.request.agreed()
+        if code and trainer.sanity_checking:
+            raise stopped(code, saved="no step was done")
+        if code and self._between_steps(trainer):
+            self._save_last(trainer, self._place, final=True, validate=True)
+            raise stopped(code, saved=self._saved(trainer))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:
@@ -70,21 +134,52 @@ class RunCheckpoint(Checkpoint):
         improved = value is not None and self._improves(value)
         if trainer.strategy.broadcast(improved):  # saving is collective: all ranks do what rank 0 found
             self.best = value
-            self._save(trainer, "best")
-        self._save_last(trainer)
+            self._save(trainer, "best", self._next_place(trainer))
+        if self._between_steps(trainer):
+            self._save_last(trainer, self._next_place(trainer))
+        else:
+            self._owed = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.enable_validation:
-            self._save_last(trainer)
+        self._owed |= not trainer.enable_validation
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._save_last(trainer)
+        if not trainer.fast_dev_run:
+            self._save_last(trainer, self._next_place(trainer), final=True)
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[RUN] = self.identity
+        if self._writing is None:
+            return  # not by this callback: the place is whatever Lightning says
+        place, validate = self._writing
+        fit_loop = checkpoint["loops"]["fit_loop"]
+        write_place(fit_loop, place, epoch_ends=place.batch >= trainer.num_training_batches)
+        if validate:
+            owe_validation(fit_loop)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
+
+    def _is_due(self, step: int) -> bool:
+        if step == self._saved_step:
+            return False
+        minutes = (time.monotonic() - self._saved_at) / 60
+        by_time = self.every_minutes is not None and minutes >= self.every_minutes
+        return by_time or (self.every_steps is not None and step % self.every_steps == 0)
+
+    def _between_steps(self, trainer: L.Trainer) -> bool:
+        """Whether no gradients of accumulated batches are pending, which no checkpoint holds."""
+        ends = self._place.batch >= trainer.num_training_batches  # Lightning makes a step of what there is
+        return ends or self._place.batch % trainer.accumulate_grad_batches == 0
+
+    def _next_place(self, trainer: L.Trainer) -> Place:
+        ends = self._place.batch >= trainer.num_training_batches
+        return Place(self._place.epoch + 1, 0) if ends else self._place
 
     def _monitored(self, trainer: L.Trainer) -> float | None:
         if self.monitor is None:
@@ -100,10 +195,46 @@ class RunCheckpoint(Checkpoint):
             return value == value  # not for NaN
         return value < self.best if self.mode == "min" else value > self.best
 
-    def _save_last(self, trainer: L.Trainer) -> None:
-        if trainer.global_step > self._saved_step and not trainer.fast_dev_run:
-            self._saved_step = trainer.global_step
-            self._save(trainer, "last")
+    def _saved(self, trainer: L.Trainer) -> str:
+        return f"{Path(trainer.default_root_dir) / 'last.ckpt'} is at step {self._saved_step}"
 
-    def _save(self, trainer: L.Trainer, name: str) -> None:
-        trainer.save_checkpoint(Path(trainer.default_root_dir) / f"{name}.ckpt", weights_only=False)
+    def _save_last(
+        self, trainer: L.Trainer, place: Place, *, final: bool = False, validate: bool = False
+    ) -> None:
+        self._owed = False
+        if trainer.global_step > self._saved_step:
+            self._saved_at = time.monotonic()
+            if self._save(trainer, "last", place, final=final, validate=validate):
+                self._saved_step = trainer.global_step
+
+    def _save(
+        self, trainer: L.Trainer, name: str, place: Place, *, final: bool = False, validate: bool = False
+    ) -> bool:
+        """Saves on all ranks; whether it could be written.
+
+        Raises:
+            NotSaved: it could not, and it was `final`.
+        """
+        path = Path(trainer.default_root_dir) / f"{name}.ckpt"
+        part = path.with_name(path.name + PART)
+        problem = None
+        self._writing = (place, validate)
+        try:
+            trainer.save_checkpoint(part, weights_only=False)
+        except NotSaved as error:  # on the rank that writes; the others wait for it
+            problem = str(error)
+            trainer.strategy.barrier("Trainer.save_checkpoint")
+        finally:
+            self._writing = None
+        if trainer.is_global_zero and problem is None:
+            put_in_place(part, path)
+            if name == "last" and self.keep:
+                keep_copy(path, trainer.global_step, self.keep)
+        problem = trainer.strategy.broadcast(problem)
+        if problem and final:
+            raise NotSaved(
+                f"{problem}. Make room and start again: the run goes on from step {self._saved_step}."
+            )
+        if problem:
+            rank_zero_warn(f"{problem}. Training goes on; the checkpoint of step {self._saved_step} stays.")
+        return problem is None

@@ -1,30 +1,37 @@
-"""How fast training goes, and how much of the time it waits for data."""
+"""How fast training goes, how much of the time it waits for data, and the memory that it takes."""
 
+import resource
+import sys
 import time
 from collections.abc import Iterable
 from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor
 
 from vqvae2 import distributed
 
 
 class Throughput(L.Callback):
-    """Logs `speed/samples_per_s` and `speed/data_wait` over the steps since the last logged one.
+    """Logs `speed/samples_per_s` and `speed/data_wait` over the steps since the last logged one, and memory.
 
     A sample is an image or a code grid, counted over all ranks (whose shares of a batch are equal to within
     one). `data_wait` is the share of the time, in [0, 1], between the end of a step and the arrival of the
-    next batch. Validation is in neither figure.
+    next batch (what is queued on a GPU goes on meanwhile, so at most this share is lost). Validation is in
+    neither figure. `memory/peak_gb` is the most so far, in 10^9 bytes: what tensors took on a GPU, else the
+    process. Waiting and memory are rank 0's.
     """
 
     def __init__(self) -> None:
         self._ready_at: float | None = None  # when the loop last began to ask for a batch, or to compute
-        self._restart()
+        self._step = 0  # steps done
+        self.restart()
 
-    def on_train_start(self, *_: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._ready_at = None
-        self._restart()
+        self._step = trainer.global_step
+        self.restart()
 
     def on_validation_start(self, *_: Any) -> None:
         self._ready_at = None
@@ -37,13 +44,22 @@ class Throughput(L.Callback):
     ) -> None:
         self._step_s += self._lap_s()
         self._samples += batch_size(batch) * distributed.world_size()
-        if trainer.log_every_n_steps == 0 or trainer.global_step % trainer.log_every_n_steps:
+        stepped = trainer.global_step > self._step  # not after the earlier ones of accumulated batches
+        self._step = trainer.global_step
+        if not stepped or trainer.log_every_n_steps == 0 or self._step % trainer.log_every_n_steps:
             return  # Lightning would take the figures in, and not write them
+        pl_module.log_dict(self.figures() | {"memory/peak_gb": peak_memory_gb(pl_module.device)})
+        self.restart()
+
+    def figures(self) -> dict[str, float]:
+        """Samples a second and the share of waiting, over the steps since the last `restart`."""
         elapsed_s = self._wait_s + self._step_s
-        pl_module.log_dict(
-            {"speed/samples_per_s": self._samples / elapsed_s, "speed/data_wait": self._wait_s / elapsed_s}
-        )
-        self._restart()
+        return {"speed/samples_per_s": self._samples / elapsed_s, "speed/data_wait": self._wait_s / elapsed_s}
+
+    def restart(self) -> None:
+        """Forgets the steps so far."""
+        self._wait_s = self._step_s = 0.0
+        self._samples = 0
 
     def _lap_s(self) -> float:
         now = time.perf_counter()
@@ -51,9 +67,13 @@ class Throughput(L.Callback):
         self._ready_at = now
         return lap_s
 
-    def _restart(self) -> None:
-        self._wait_s = self._step_s = 0.0
-        self._samples = 0
+
+def peak_memory_gb(device: torch.device) -> float:
+    """The most so far, in 10^9 bytes: of a GPU's tensors, or of the process where `device` is none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def batch_size(batch: Any) -> int:

@@ -35,16 +35,47 @@ class EpochLoader(DataLoader):
         batches: EpochBatches = self.batch_sampler
         (epoch, done), self._resume = self._resume, (0, 0)
         batches.skip = done if epoch == batches.epoch else 0
-        for number, batch in enumerate(super().__iter__(), batches.skip + 1):
+        loaded = super().__iter__()
+        loaded = _naming_dead_workers(loaded) if self.num_workers else loaded
+        for number, batch in enumerate(loaded, batches.skip + 1):
             self._done = (batches.epoch, number)
             yield batch
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         epoch, done = self._done
-        return {"epoch": epoch, "batches_done": done}
+        return {"epoch": epoch, "batches_done": done, "shards_at_once": self._shards_at_once}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """
+        Raises:
+            ValueError: the order of this epoch was another, as the cache of shards was larger or smaller.
+        """
+        found = state_dict.get("shards_at_once")
+        if found != self._shards_at_once:
+            raise ValueError(
+                f"The epoch was shuffled within {found or 'all'} shards at once, and now would be within "
+                f"{self._shards_at_once or 'all'}. Set VQVAE2_CACHE_GB as it was when the run began."
+            )
         self._resume = (state_dict["epoch"], state_dict["batches_done"])
+
+    @property
+    def _shards_at_once(self) -> int | None:
+        """What the order depends on beside seed and epoch, where data are larger than the cache."""
+        return getattr(self.batch_sampler, "at_once", None)
+
+
+def _naming_dead_workers(batches: Iterator[Any]) -> Iterator[Any]:
+    """
+    Raises:
+        ChildProcessError: a worker process is gone; torch itself may only say that a connection broke.
+    """
+    try:
+        yield from batches
+    except (ConnectionError, EOFError) as error:
+        raise ChildProcessError(
+            "A loader worker died, killed or out of memory. Set data.init_args.num_workers lower, or give "
+            "it more memory."
+        ) from error
 
 
 def _options(batches: Sampler[list[Index]], num_workers: int) -> dict[str, Any]:

@@ -73,10 +73,12 @@ class AutoencoderModule(NetworkModule):
         out: Reconstruction = self.network(batch.images)
         loss, mse = self.loss(batch.images, out)
         self._pending = self._accumulated(out.statistics)
-        self.log("train/loss", loss, prog_bar=True)
+        figures = {"train/loss": loss}
         if self.writes_step(self.global_step + 1):
-            self.log("train/mse", mse)
-            self.log_dict(self._by_level("train/commitment", out.commitments))
+            figures |= {"train/mse": mse, **self._by_level("train/commitment", out.commitments)}
+        figures = self.over_ranks(figures)
+        self.log("train/loss", figures.pop("train/loss"), prog_bar=True)
+        self.log_dict(figures)
         return loss
 
     def _accumulated(self, statistics: Sequence[Tensor]) -> list[Tensor]:

@@ -2,17 +2,23 @@
 
 import copy
 from abc import abstractmethod
+from functools import partial
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
-from torch import nn
+from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from vqvae2 import distributed
-from vqvae2.modules.checkpoint import DESCRIPTION
+from vqvae2.modules.checkpoint import DESCRIPTION, rebuild
 from vqvae2.modules.schedules import Schedule
+from vqvae2.modules.sharding import local, shard
 from vqvae2.nn.checks import require
 
 
@@ -53,12 +59,33 @@ class NetworkModule(L.LightningModule):
         if self.network is None:
             self.network = self.build_network()
             self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
+            if self._device_mesh is not None:  # the strategy shards
+                shard(self.network, self._device_mesh, mixed=self.trainer.precision == "bf16-mixed")
+                shard(self.average, self._device_mesh, between=True)
             if self.compiled:
                 self.network.compile()  # in place: no name in a checkpoint changes
 
+    def whole_average(self) -> nn.Module:
+        """The average; where it is sharded, a copy of it on this device, made by all ranks together.
+
+        A sharded network cannot do more than `forward`.
+        """
+        if self._device_mesh is None:
+            return self.average
+        state = self.average.state_dict()
+        whole = {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in state.items()}
+        return rebuild(self.description, whole)
+
     def on_fit_start(self) -> None:
-        # All ranks were seeded alike, to start from the same weights. Their dropout should differ.
-        torch.manual_seed(torch.initial_seed() + distributed.rank())
+        for network in (self.network, self.average):  # nothing else makes or keeps buffers the same
+            distributed.broadcast(list(network.buffers()))
+        self._seed = torch.initial_seed()
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        # What a batch draws (dropout, revived codes) depends on seed, batch and rank alone, not on what was
+        # drawn before: a resumed run draws what an uninterrupted one does.
+        key = (self._seed, self.trainer.fit_loop.total_batch_idx, distributed.rank())
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
     def train(self, mode: bool = True) -> "NetworkModule":
         super().train(mode)
@@ -109,15 +136,43 @@ class NetworkModule(L.LightningModule):
         every = self.trainer.log_every_n_steps
         return every > 0 and step % every == 0
 
+    def over_ranks(self, figures: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The means of figures of a training step over the ranks, if it is one of those that are written.
+
+        The ranks' batches are equal, so these are the figures that one process would write.
+        """
+        if distributed.world_size() == 1 or not self.writes_step(self.global_step + 1):
+            return figures
+        values = torch.stack([value.detach().float() for value in figures.values()])
+        means = distributed.all_reduce_sum(values) / distributed.world_size()
+        return dict(zip(figures, means, strict=True))
+
     def adam(self) -> torch.optim.Adam:
         """Adam over the network with a learning rate of 1, β and ε (unstated in the paper) torch's.
 
-        Fused, the step takes a third of the time, but Lightning then refuses to clip under mixed precision.
+        Fused, the step takes a third of the time.
         """
-        clips = bool(self.trainer.gradient_clip_val)
-        adam = torch.optim.Adam(self.network.parameters(), lr=1.0, fused=None if clips else True)
+        plain = self._scales and bool(self.trainer.gradient_clip_val)
+        adam = torch.optim.Adam(self.network.parameters(), lr=1.0, fused=None if plain else True)
         adam.register_load_state_dict_post_hook(_lay_out_as_weights)
         return adam
+
+    @property
+    def _scales(self) -> bool:
+        """Whether gradients are scaled; a fused step would undo that itself, too late for clipping."""
+        return self.trainer.precision == "16-mixed"
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # Lightning refuses to clip for a fused step under any mixed precision, bfloat16 too.
+        plugin = self.trainer.precision_plugin
+        clip = plugin.clip_gradients if self._scales else partial(Precision.clip_gradients, plugin)
+        if gradient_clip_val:
+            clip(optimizer, gradient_clip_val, GradClipAlgorithmType(gradient_clip_algorithm or "norm"))
 
     def scheduled(self, optimizer: Optimizer, schedule: Schedule, *, width: int) -> dict[str, Any]:
         """An optimiser made with a learning rate of 1, and the schedule's rate for each of its steps."""
@@ -135,7 +190,9 @@ def _lay_out_as_weights(optimizer: Optimizer) -> None:
     """
     for weights, state in optimizer.state.items():
         for name, value in state.items():
-            if torch.is_tensor(value) and value.shape == weights.shape and value.stride() != weights.stride():
+            if not torch.is_tensor(value) or value.shape != weights.shape:
+                continue
+            if local(value).stride() != local(weights).stride():
                 state[name] = torch.empty_like(weights, dtype=value.dtype).copy_(value)
 
 
@@ -154,4 +211,4 @@ def _first_difference(found: dict[str, Any] | None, wanted: dict[str, Any]) -> s
 
 def _floats(module: nn.Module) -> list[torch.Tensor]:
     tensors = [*module.parameters(), *module.buffers()]
-    return [tensor.detach() for tensor in tensors if tensor.is_floating_point()]
+    return [local(tensor.detach()) for tensor in tensors if tensor.is_floating_point()]

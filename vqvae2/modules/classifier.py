@@ -93,7 +93,7 @@ class ClassifierModule(NetworkModule):
         logits = self.network(batch.images)
         loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=self.label_smoothing)
         accuracy = (logits.argmax(1) == batch.labels).float().mean()
-        self.log_dict({"train/loss": loss, "train/accuracy": accuracy}, prog_bar=True)
+        self.log_dict(self.over_ranks({"train/loss": loss, "train/accuracy": accuracy}), prog_bar=True)
         return loss
 
     def on_validation_epoch_start(self) -> None:

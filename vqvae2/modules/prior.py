@@ -86,7 +86,7 @@ class PriorModule(NetworkModule):
 
     def training_step(self, batch: LatentBatch, _: int) -> Tensor:
         nll = self.nll(self.network, batch).mean()
-        self.log("train/nll_nats", nll, prog_bar=True)
+        self.log_dict(self.over_ranks({"train/nll_nats": nll}), prog_bar=True)
         return nll
 
     def on_validation_epoch_start(self) -> None:

@@ -166,6 +166,11 @@ class HierarchicalVQVAE(nn.Module):
     def codebook_sizes(self) -> tuple[int, ...]:
         return tuple(quantizer.num_codes for quantizer in self.quantizers)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """What runs as a whole: sharded training gathers one of them at a time."""
+        return [*self.encoders, *self.conditioners, self.decoder]
+
     def grids(self, height: int, width: int) -> tuple[tuple[int, int], ...]:
         """Each level's grid (h, w) for images of this size, top first.
 

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from vqvae2.nn.batch_norm import BatchNorm
 
 SMALL = "small"
 
@@ -57,6 +60,12 @@ class Classifier(nn.Module):
         self.head = nn.Linear(self.num_features, num_classes)
         self.to(memory_format=torch.channels_last)  # two thirds of the time on a CPU
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """What runs as a whole: sharded training gathers one of them at a time."""
+        kinds = ResidualBlock, BasicBlock, Bottleneck
+        return [part for part in self.body.modules() if isinstance(part, kinds)]
+
     def features(self, images: Tensor) -> Tensor:
         """What the last layer reads, [B, F]."""
         return self.body(images)
@@ -82,7 +91,7 @@ class ResidualBlock(nn.Module):
 
 def _conv(channels_in: int, channels_out: int, kernel: int, stride: int) -> nn.Sequential:
     conv = nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(channels_out))
+    return nn.Sequential(conv, BatchNorm(channels_out))
 
 
 def _small(channels: int, widths: Sequence[int], blocks: int, stem_stride: int) -> nn.Sequential:
@@ -106,7 +115,7 @@ def _torchvision(architecture: str, channels: int) -> tuple[nn.Module, int]:
     if architecture not in names:
         wanted = ", ".join([SMALL, *names])
         raise ValueError(f"There is no architecture '{architecture}', wanted one of {wanted}.")
-    body = models.get_model(architecture, weights=None)
+    body = models.get_model(architecture, weights=None, norm_layer=BatchNorm)
     if channels != 3:
         body.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
     num_features = body.fc.in_features

@@ -6,13 +6,14 @@ Source: VQ-VAE-2 (Razavi et al., 2019), supplement A.2, pseudo code for the cond
 
 from torch import Tensor, nn
 
+from vqvae2.nn.batch_norm import BatchNorm
 from vqvae2.nn.recompute import run_again
 
 
 def residual_block(hidden: int, bottleneck: int) -> nn.Sequential:
     """resnet_block of the pseudo code; normalisation first, as its first statement says."""
     return nn.Sequential(
-        nn.BatchNorm2d(hidden),
+        BatchNorm(hidden),
         nn.ReLU(),
         nn.Conv2d(hidden, bottleneck, 1),
         nn.ReLU(),
@@ -56,6 +57,11 @@ class ConditioningStack(nn.Module):
         self.up2 = ResidualBlocks(half, wide)
         self.grow1 = nn.ConvTranspose2d(wide, hidden, 2, stride=2)
         self.up1 = ResidualBlocks(half, hidden)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """All residual blocks."""
+        return [*self.down1, *self.down2, *self.middle, *self.up2, *self.up1]
 
     def forward(self, x: Tensor, recompute: bool = False) -> Tensor:
         """[B, Z, h, w]; with `recompute`, blocks run again in the backward pass and keep only their input."""

@@ -116,6 +116,12 @@ class Prior(nn.Module):
         nn.init.zeros_(self.to_logits.weight)  # an untrained prior is uniform: ln K nats per code
         nn.init.zeros_(self.to_logits.bias)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """What runs as a whole, inner ones first: sharded training gathers one of them at a time."""
+        stack = [] if self.conditioning is None else [*self.conditioning.blocks, self.conditioning]
+        return [*stack, *self.layers, *self.attention.values(), *self.output]
+
     def forward(
         self, codes: Tensor, conditions: Sequence[Tensor] = (), labels: Tensor | None = None
     ) -> Tensor:
