@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 from tests.checkpoints import save_autoencoder
-from tests.fake_verdict import RUN, fake_verdict, sample_set
+from tests.experiments.fake_verdict import RUN, fake_verdict, sample_set
 from vqvae2.callbacks.loggers import WandbLogger, WandbSettings
 from vqvae2.callbacks.verdict import Point, VerdictPictures, curves, log_verdict
 from vqvae2.pixels import to_uint8

@@ -12,9 +12,9 @@ import torch
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from tests.fake_verdict import RUN, SETS, fake_verdict, sample_set
+from tests.experiments.fake_verdict import RUN, SETS, fake_verdict, sample_set
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

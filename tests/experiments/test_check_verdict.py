@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 FIGURES = {
     "half": (0.1, 0.0, 0.001, 5.0, 0.9, 0.9, 1.0, 0.6, 0.01),
     "blurred": (9.0, 9.0, 1.0, 4.0, 0.5, 0.2, 0.3, 0.1, 0.01),

@@ -17,7 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from tests.checkpoints import PRIOR
-from tests.fake_verdict import fake_verdict
+from tests.experiments.fake_verdict import fake_verdict
 from tests.modules.training_run import autoencoder_module
 from vqvae2.callbacks.grids import ReconstructionGrid, SampleGrid
 from vqvae2.callbacks.health import Health
@@ -29,8 +29,7 @@ from vqvae2.modules.classifier import ClassifierModule
 from vqvae2.modules.prior import TopPriorModule
 from vqvae2.modules.schedules import Constant
 
-pytest.importorskip("wandb_workspaces")
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 REPORT = {
     "format": "vqvae2-accuracy-1",
     "trained_on": "runs/x/samples",

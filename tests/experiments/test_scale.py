@@ -14,7 +14,7 @@ from vqvae2.data.latents import LatentSpec, Level
 from vqvae2.nn.autoencoder import HierarchicalVQVAE
 from vqvae2.nn.prior import Prior
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
 @pytest.fixture

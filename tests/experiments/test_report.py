@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fake_run import LEGEND, accuracy, make_run, row, verdict, write_json, write_verdict
+from tests.experiments.fake_run import LEGEND, accuracy, make_run, row, verdict, write_json, write_verdict
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 DASH = "\N{EN DASH}"
 VOID = {"img", "meta", "wbr"}
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
 @pytest.fixture

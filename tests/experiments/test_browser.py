@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.fake_run import make_run, row, verdict
+from tests.experiments.fake_run import make_run, row, verdict
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 REQUIRED = os.environ.get("VQVAE2_BROWSER_REQUIRED") == "1"
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
