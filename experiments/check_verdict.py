@@ -131,6 +131,7 @@ def judge(
         "model.autoencoder": "null",
         "model.priors": "null",
         "model.fractions": "[1.0]",
+        "model.samples_each": num,
         "model.queries": 0,
         "model.keep": "null",
         "model.kid.subset_size": min(1000, num // 2),
