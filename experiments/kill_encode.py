@@ -46,9 +46,9 @@ def main() -> None:
     kills = 0
     for attempt in range(1000):
         num_ranks = RANKS[attempt % len(RANKS)]
-        most = max(1, round(1.5 * num_files / options.kills))
+        most = max(1, round(num_files / options.kills))
         files = draw.randint(0, most) if kills < options.kills else None
-        ended = run(options, killed, num_ranks=num_ranks, kill_after=files, delay_s=draw.random())
+        ended = run(options, killed, num_ranks=num_ranks, kill_after=files, delay_s=draw.random() / 4)
         how = "ended" if ended else "killed"
         print(f"{num_ranks} ranks: {how}, {len(shards(killed))} of {num_files} files.", flush=True)
         kills += not ended

@@ -285,7 +285,7 @@ class SuiteCLI(LightningCLI):
         if self.subcommand == "fit":
             loggers.append(MetricsFile(folder, append=self.start is not None))
         if settings.wandb is not None:
-            loggers.append(WandbLogger(settings.wandb, folder))
+            loggers.append(WandbLogger(settings.wandb, folder, append=self.start is not None))
         return loggers + [logger for logger in _listed(settings.trainer.logger) if logger is not True]
 
     def fit(self, **kwargs: Any) -> None:

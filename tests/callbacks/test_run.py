@@ -187,6 +187,19 @@ def test_without_a_key_wandb_goes_offline_with_one_warning(tmp_path, no_account)
     assert list(folder.glob("files/media/images/samples*.png"))
 
 
+def test_a_run_that_goes_on_is_one_run_in_wandb(tmp_path, no_account):
+    def run_id(*, append):
+        logger = WandbLogger(WandbSettings(mode="offline"), tmp_path, append=append)
+        logger.log_metrics({"loss": 1.0}, step=1)
+        found = logger.experiment.id
+        logger.experiment.finish()
+        return found
+
+    first = run_id(append=False)
+    assert run_id(append=True) == first
+    assert run_id(append=False) != first
+
+
 def test_disabled_wandb_leaves_nothing(tmp_path, no_account, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     logger = WandbLogger(WandbSettings(), tmp_path)

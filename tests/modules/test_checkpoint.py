@@ -63,6 +63,17 @@ def test_a_resume_and_a_folder_of_shards_refuse_it_too(tmp_path):
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.01, 0.3, 0.7, 0.999])
+def test_a_file_cut_short_is_named(tmp_path, share):
+    path = tmp_path / "last.ckpt"
+    save_autoencoder(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    for read in (read_checkpoint, read_facts):
+        with pytest.raises(ValueError, match=r"last\.ckpt cannot be read as a checkpoint: it is damaged"):
+            read(path)
+
+
 def test_the_bomb_would_go_off(tmp_path):
     mark = tmp_path / "went off"
     torch.save(Bomb(mark), tmp_path / "last.ckpt")

@@ -101,9 +101,15 @@ class WandbSettings:
 
 
 class WandbLogger(lightning.pytorch.loggers.WandbLogger):
-    """W&B in the run folder. Without a key or an answer it warns and logs offline; it never ends a run."""
+    """W&B in the run folder. Without a key or an answer it warns and logs offline; it never ends a run.
 
-    def __init__(self, settings: WandbSettings, folder: str | Path) -> None:
+    Args:
+        settings: of the user.
+        folder: the run folder, which also keeps the W&B run's id.
+        append: goes on with that W&B run, as the job goes on with an earlier one of its own.
+    """
+
+    def __init__(self, settings: WandbSettings, folder: str | Path, *, append: bool = False) -> None:
         mode = settings.mode or os.environ.get("WANDB_MODE") or "online"
         if mode == "online" and not has_credentials():
             rank_zero_warn(
@@ -120,17 +126,25 @@ class WandbLogger(lightning.pytorch.loggers.WandbLogger):
             mode=mode,
         )
         self._wandb_init.pop("anonymous", None)  # W&B warns of this setting, which Lightning always gives
+        self._id_file = Path(folder) / "wandb-run-id"
+        if append and self._id_file.is_file():
+            self._wandb_init |= {"id": self._id_file.read_text(encoding="utf-8").strip(), "resume": "allow"}
 
     @property
     def experiment(self) -> Any:
         import wandb
 
+        started = self._experiment is not None
         try:
-            return super().experiment
+            run = super().experiment
         except wandb.Error as error:
             rank_zero_warn(f"W&B did not start ({error}), so this run is logged offline.")
             self._wandb_init["mode"] = "offline"
-            return super().experiment
+            run = super().experiment
+        if not started and rank_zero_only.rank == 0 and self._wandb_init["mode"] != "disabled":
+            self._id_file.parent.mkdir(parents=True, exist_ok=True)
+            self._id_file.write_text(run.id, encoding="utf-8")
+        return run
 
 
 def has_credentials() -> bool:

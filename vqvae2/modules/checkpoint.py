@@ -131,7 +131,7 @@ def _read(path: str | Path) -> dict[str, Any]:
 def _load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, FileNotFoundError) as error:
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
         raise ValueError(
             f"{path} cannot be read as a checkpoint: it is damaged or something else."
         ) from error
