@@ -356,6 +356,8 @@ def _quiet_lightning() -> None:
     warnings.filterwarnings("ignore", ".*custom batch sampler `ChunkBatches` for prediction.*")
     warnings.filterwarnings("ignore", ".*Total length of `list` across ranks is zero.*")
     warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # the Polyak average
+    warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")
+    warnings.filterwarnings("ignore", ".*recommended to use .*sync_dist=True.*")  # figures are of all ranks
 
 
 if __name__ == "__main__":
