@@ -1,4 +1,5 @@
 import io
+import json
 import logging
 
 import lightning as L
@@ -219,6 +220,19 @@ def test_digits_are_padded_not_resized():
         expected = np.pad(digit, 2)[None] / 127.5 - 1
         assert np.abs(image.numpy() - expected).max() < 1e-6
     assert data.num_classes == 10
+
+
+def test_samples_drawn_again_are_other_images(folder):
+    def digest():
+        return module(folder).identity()["names_and_labels"]
+
+    def draw(content):
+        shard = {"file": "000000.tar", "num_samples": 8, "bytes": 10, "sha256": content}
+        (folder / "manifest.json").write_text(json.dumps({"shards": [shard]}))
+        return digest()
+
+    assert len({digest(), draw("a" * 64), draw("b" * 64)}) == 3
+    assert draw("a" * 64) == draw("a" * 64)
 
 
 def test_val_folders_take_trains_labels(folder, tmp_path):

@@ -15,6 +15,7 @@ from vqvae2 import distributed
 from vqvae2.data.augment import NOTHING, Augment
 from vqvae2.data.chunks import ChunkedDataModule
 from vqvae2.data.decode import Fit
+from vqvae2.data.jobs import listed_shards
 from vqvae2.data.loader import EpochLoader, batch_loader
 from vqvae2.data.order import EpochBatches, check_shares
 from vqvae2.data.shard_cache import ShardBatches, shards_at_once
@@ -172,13 +173,19 @@ class ImageDataModule(ChunkedDataModule):
         return {name: train if name == "train" else ViewImages(split) for name, split in self.splits.items()}
 
     def identity(self) -> dict[str, Any]:
-        """Settings, and a digest of all names, labels and classes; nobody looks at the images' own bytes."""
+        """Settings, and a digest of all names, labels and classes.
+
+        Nobody looks at the images' own bytes; but a folder of samples has a manifest with the hashes of its
+        shards, which tells samples from others of the same names.
+        """
         settings = (
             *("train", "val", "image_size", "channels", "fit", "holdout", "holdout_seed", "seed"),
             *("encode_views", "encode_flips"),
         )
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         for name, split in self.splits.items():
+            shards = listed_shards(Path(split.source.location).expanduser()).values()
+            digest.update("".join(shard.sha256 for shard in shards).encode())
             for i in range(len(split)):
                 digest.update(f"{name}/{split.key(i)} {split.label(i)}\n".encode("utf-8", "surrogateescape"))
         return {
