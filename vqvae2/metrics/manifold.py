@@ -70,6 +70,10 @@ class Balls(NamedTuple):
         check_finite(features, "images")
         return cls(features, squared_distances_to_neighbours(features.float(), k))
 
+    def to(self, device: torch.device) -> "Balls":
+        """The same on a device."""
+        return Balls(self.features.to(device), self.squared_radii.to(device))
+
     def squared_radius(self, k: int) -> Tensor:
         """float64 [N], of the balls that reach to the k-th neighbour.
 

@@ -122,13 +122,14 @@ class ReferenceJudge(nn.Module):
                 if distributed.rank() == 0:
                     self.store.write(self.identity(name, role), kept)
                 self.kept[name, role] = kept
+        device = next(self.eyes.parameters()).device  # records from the store are on the processor
         real = self.kept[REAL, DISTANCE].record
         manifold = self.kept[REAL, self.eyes.manifold_role].record
         rebuilt = self.kept.get((RECONSTRUCTED, DISTANCE))
         return Reference(
             real.gaussian(),
-            real.features,
-            manifold.balls() if self.wanted.manifold else None,
+            real.features.to(device),
+            manifold.balls().to(device) if self.wanted.manifold else None,
             None if rebuilt is None else rebuilt.record.gaussian(),
         )
 
