@@ -16,8 +16,6 @@ import argparse
 import contextlib
 import io
 import os
-import resource
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -32,6 +30,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from timing import compare, describe_machine, print_table
+from vqvae2.callbacks.throughput import peak_memory_gb
 from vqvae2.metrics.frechet import Moments, frechet_distance
 from vqvae2.metrics.kernel import kernel_distance
 from vqvae2.metrics.manifold import Balls, ManifoldFigures, manifold_figures
@@ -137,7 +136,7 @@ def bench_whole(num_images: int, num_features: int) -> None:
         "": "this suite",
         "s": elapsed_s,
         "processor s": processor_s,
-        "peak GB": _peak_gb(),
+        "peak GB": peak_memory_gb(torch.device("cpu")),
         **_columns(figures),
     }
     print_table([row])
@@ -158,11 +157,6 @@ def _timed(call: Callable[[], object]) -> tuple[float, float, object]:
     start, processor = time.perf_counter(), time.process_time()
     found = call()
     return time.perf_counter() - start, time.process_time() - processor, found
-
-
-def _peak_gb() -> float:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def main() -> None:

@@ -18,7 +18,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, Timer, TQDMProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tqdm import tqdm
@@ -234,6 +233,8 @@ class SuiteCLI(LightningCLI):
             self.start = self._start(config)
             if self.start is not None and rank_zero_only.rank == 0:
                 check_whole(self.start)
+        else:
+            leave_on_signal()  # what they have written stays
         if checkpoint := self.start or config.ckpt_path:
             check_weights(config, checkpoint)
         if config.trainer.accelerator == "auto" and torch.backends.mps.is_available():
@@ -248,9 +249,6 @@ class SuiteCLI(LightningCLI):
                 self._run_checkpoint(settings),
             ]
         settings.trainer.plugins = [*_listed(settings.trainer.plugins), StreamedCheckpoints()]
-        if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
-            # Else Lightning takes SIGUSR1, writes a checkpoint of its own and queues the job again.
-            settings.trainer.plugins.append(SLURMEnvironment(auto_requeue=False))
         callbacks = _listed(settings.trainer.callbacks)
         if settings.trainer.enable_progress_bar is not False and not any(
             isinstance(callback, ProgressBar) for callback in callbacks
@@ -337,7 +335,6 @@ class SuiteCLI(LightningCLI):
 
     def predict(self, **kwargs: Any) -> None:
         """Callbacks write what a predict job makes; keeping it in memory too would fill the memory."""
-        leave_on_signal()
         self.trainer.predict(return_predictions=False, **kwargs)
 
 

@@ -13,6 +13,11 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def from_uint8(pixels: torch.Tensor) -> torch.Tensor:
+    """float32 in [-1, 1] of bytes, any shape; `to_uint8` gives the bytes back."""
+    return pixels.float() / 127.5 - 1
+
+
 def to_pil(picture: Tensor) -> Image.Image:
     """uint8 [C, H, W] with one channel (grey) or three (RGB) as an image."""
     return Image.fromarray(picture.cpu().movedim(0, -1).squeeze(-1).numpy())

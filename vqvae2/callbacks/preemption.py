@@ -86,7 +86,8 @@ class StopRequest:
 def leave_on_signal() -> None:
     """From now on SLURM's warning ends this process at once, and rank 0 has the job run again.
 
-    For jobs that complete what a killed one has begun.
+    For jobs that write nothing halfway, or complete what a killed one has begun. Lightning, which would write
+    a checkpoint of its own, leaves a signal alone that somebody listens to.
     """
 
     def leave(*_: object) -> NoReturn:

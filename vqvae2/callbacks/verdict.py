@@ -19,6 +19,7 @@ from vqvae2.callbacks.grids import level_by_level
 from vqvae2.callbacks.loggers import WandbLogger
 from vqvae2.callbacks.pictures import log_picture
 from vqvae2.data.evaluation import EvaluationDataModule, spread
+from vqvae2.pixels import from_uint8
 
 GREY = 128  # a cell without an image
 SETS, RUN = "verdict/sets", "verdict/run"  # W&B's tables
@@ -66,8 +67,8 @@ class VerdictPictures(L.Callback):
         if module.autoencoder_network is not None and "held_out" in data.test_names:
             some = spread(data.num_test_samples("held_out"), self.rows)
             if images := list(readable(data, "held_out", some)):
-                pixels = torch.stack(images).to(module.device).float() / 127.5 - 1
-                yield "reconstructions", level_by_level(module.autoencoder_network, pixels)
+                originals = from_uint8(torch.stack(images).to(module.device))
+                yield "reconstructions", level_by_level(module.autoencoder_network, originals)
         for measure, name in NEIGHBOURS.items():
             rows = neighbour_rows(data, module.verdict.get("neighbours", []), measure)
             if rows:

@@ -17,8 +17,8 @@ from vqvae2.data.chunks import ChunkedDataModule
 from vqvae2.data.decode import Fit
 from vqvae2.data.jobs import listed_shards
 from vqvae2.data.loader import EpochLoader, batch_loader
-from vqvae2.data.order import EpochBatches, check_shares
-from vqvae2.data.shard_cache import ShardBatches, shards_at_once
+from vqvae2.data.order import EpochBatches, ShardBatches, check_shares
+from vqvae2.data.shard_cache import shards_at_once
 from vqvae2.data.sources import DigitSource, FolderSource, ImageSource, RemoteTarSource, open_source
 from vqvae2.data.views import ImageBatch, Split, TrainImages, ViewImages
 

@@ -72,6 +72,8 @@ def _naming_dead_workers(batches: Iterator[Any]) -> Iterator[Any]:
     try:
         yield from batches
     except (ConnectionError, EOFError) as error:
+        if "in DataLoader worker process" in str(error):  # alive, and passes on an error of its data set
+            raise
         raise ChildProcessError(
             "A loader worker died, killed or out of memory. Set data.init_args.num_workers lower, or give "
             "it more memory."

@@ -97,6 +97,30 @@ class EpochBatches(Sampler[list[Index]]):
         return len(batch_bounds(self.num_samples, self.global_batch_size, distributed.world_size()))
 
 
+class ShardBatches(EpochBatches):
+    """`EpochBatches` that a cache smaller than the data can serve: some shards at a time, then others.
+
+    Each epoch draws an order of the shards, takes `at_once` after the other, and shuffles the samples within.
+    It is a coarser shuffle than that of all samples, and the same on all ranks.
+
+    Args:
+        shards: which shard each sample is in, int64 `[num_samples]`.
+        at_once: shards to mix.
+        options: `global_batch_size` and `seed`.
+    """
+
+    def __init__(self, shards: np.ndarray, *, at_once: int, **options: int) -> None:
+        super().__init__(len(shards), shuffle=True, **options)
+        self.shards = shards
+        self.at_once = at_once
+
+    def permutation(self) -> np.ndarray:
+        order = super().permutation()
+        bits = np.random.Philox(np.random.SeedSequence((self.seed, self.epoch, 1)))
+        turns = np.random.Generator(bits).permutation(int(self.shards.max()) + 1) // self.at_once
+        return order[np.argsort(turns[self.shards[order]], kind="stable")]
+
+
 class ChunkBatches(Sampler[list[Index]]):
     """Batch sampler for jobs that write: whole chunks of consecutive samples go to one rank.
 

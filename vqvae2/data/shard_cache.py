@@ -21,9 +21,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-
-from vqvae2.data.order import EpochBatches
 from vqvae2.data.remote import RemoteFile, Unreachable, download, setting
 
 log = logging.getLogger(__name__)
@@ -103,30 +100,6 @@ def hold_folder(path: Path) -> None:
 def folder_of(*identity: str) -> Path:
     """The place in the cache of a folder of shards."""
     return cache_folder() / _SHARDS / _digest(*identity)
-
-
-class ShardBatches(EpochBatches):
-    """`EpochBatches` that a cache smaller than the data can serve: some shards at a time, then others.
-
-    Each epoch draws an order of the shards, takes `at_once` after the other, and shuffles the samples within.
-    It is a coarser shuffle than that of all samples, and the same on all ranks.
-
-    Args:
-        shards: which shard each sample is in, int64 `[num_samples]`.
-        at_once: shards to mix.
-        options: `global_batch_size` and `seed`.
-    """
-
-    def __init__(self, shards: np.ndarray, *, at_once: int, **options: int) -> None:
-        super().__init__(len(shards), shuffle=True, **options)
-        self.shards = shards
-        self.at_once = at_once
-
-    def permutation(self) -> np.ndarray:
-        order = super().permutation()
-        bits = np.random.Philox(np.random.SeedSequence((self.seed, self.epoch, 1)))
-        turns = np.random.Generator(bits).permutation(int(self.shards.max()) + 1) // self.at_once
-        return order[np.argsort(turns[self.shards[order]], kind="stable")]
 
 
 def shards_at_once(sizes: Sequence[int], location: str) -> int:

@@ -56,15 +56,18 @@ class Collector(nn.Module):
     Args:
         seen: what the network sees in any image.
         size: N, positions of the set.
-        keep: features are kept of so many images, evenly spread, and of the others only moments; None keeps
-            all. Memory grows with what is kept alone: (4 D + 4 K) bytes an image.
+        keep: int64 positions whose features are kept; of the others only moments. None keeps all. Memory
+            grows with what is kept alone: (4 D + 4 K) bytes an image.
     """
 
-    def __init__(self, seen: Features, *, size: int, keep: int | None = None) -> None:
+    def __init__(self, seen: Features, *, size: int, keep: Tensor | None = None) -> None:
         super().__init__()
         num_features = seen.features.shape[1]
-        everything = keep is None or keep >= size
-        self.register_buffer("kept", spread_mask(size, size if everything else keep), persistent=False)
+        everything = keep is None or len(keep) == size
+        kept = torch.full((size,), everything)
+        if not everything:
+            kept[keep] = True
+        self.register_buffer("kept", kept, persistent=False)
         self.features = FeatureSet(num_features)
         self.logits = None if seen.logits is None else FeatureSet(seen.logits.shape[1])
         self.moments = None if everything else FeatureMoments(num_features)
@@ -86,10 +89,3 @@ class Collector(nn.Module):
             return Record(len(features), index, features, logits, None)
         moments = self.moments.compute()
         return Record(int(moments.count), index, features, logits, moments)
-
-
-def spread_mask(size: int, count: int) -> Tensor:
-    """bool [size], true at `count` evenly spread places: data often come sorted by class."""
-    mask = torch.zeros(size, dtype=torch.bool)
-    mask[torch.arange(count) * size // max(count, 1)] = True
-    return mask

@@ -17,7 +17,7 @@ from vqvae2.data.shards import MANIFEST, write_json
 from vqvae2.metrics.accuracy import Tally
 from vqvae2.modules.autoencoder import load_autoencoder
 from vqvae2.nn.autoencoder import HierarchicalVQVAE, fingerprint
-from vqvae2.pixels import to_uint8
+from vqvae2.pixels import from_uint8, to_uint8
 
 REPORT = "accuracy.json"  # in the run folder, trainer.default_root_dir
 FORMAT = "vqvae2-accuracy-1"
@@ -47,7 +47,7 @@ def load_reconstructor(path: str, data: ImageDataModule, device: torch.device) -
 
 
 def _reconstruct(network: HierarchicalVQVAE, images: Tensor) -> Tensor:
-    return (to_uint8(network(images.float()).images).float() / 127.5 - 1).to(images.dtype)
+    return from_uint8(to_uint8(network(images.float()).images)).to(images.dtype)
 
 
 def accuracy_report(

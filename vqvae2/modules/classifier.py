@@ -20,6 +20,7 @@ from vqvae2.modules.base import NetworkModule
 from vqvae2.modules.checkpoint import load_network, register_network
 from vqvae2.modules.schedules import Schedule
 from vqvae2.nn.classifier import Classifier
+from vqvae2.pixels import from_uint8
 
 
 class ClassifierModule(NetworkModule):
@@ -207,7 +208,7 @@ class ClassifierFeatures(FeatureExtractorBase):
         torch-fidelity's networks read RGB, where grey is repeated: a classifier of grey reads the first.
         """
         channels = self.facts["network"]["channels"]
-        features = self.network.features(images[:, :channels].float() / 127.5 - 1)
+        features = self.network.features(from_uint8(images[:, :channels]))
         found = {"features": features, "logits": self.network.head(features)}
         return tuple(found[name] for name in self.features_list)
 

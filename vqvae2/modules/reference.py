@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae2 import distributed
-from vqvae2.data.evaluation import EvaluationDataModule
+from vqvae2.data.evaluation import EvaluationDataModule, spread
 from vqvae2.data.images import ImageBatch
 from vqvae2.data.records import Kept, RecordStore
 from vqvae2.metrics.memorized import NearestTrainingImages
@@ -15,6 +15,7 @@ from vqvae2.metrics.record import Collector
 from vqvae2.metrics.sums import ReconstructionError
 from vqvae2.modules.eyes import DISTANCE, Eyes
 from vqvae2.nn.autoencoder import HierarchicalVQVAE, fingerprint
+from vqvae2.pixels import from_uint8
 
 REAL = "real"
 RECONSTRUCTED = "reconstructed"
@@ -80,7 +81,7 @@ class ReferenceJudge(nn.Module):
         count = min(queries, len(by_class))
         chosen = by_class[(2 * torch.arange(count) + 1) * len(by_class) // (2 * count)]
         pixels = torch.stack([self.data.picture(candidate, i) for i in chosen.tolist()]).to(device)
-        images = pixels.float().div(127.5).sub(1)
+        images = from_uint8(pixels)
         role = self.eyes.manifold_role
         features = self.eyes.look(images, {role})[role].features
         spaces = {"features": features, "pixels": images}
@@ -160,7 +161,7 @@ class ReferenceJudge(nn.Module):
             "set": name,
             "images": self.data.identity_of(REAL),
             "network": {"name": network.name, "layers": network.layers, "fingerprint": network.fingerprint},
-            "features_kept": self._keep(name),
+            "features_kept": self.max_features if name == REAL else 0,
             "neighbours": self._num_neighbours(name, role),
             "autoencoder": fingerprint(self.autoencoder) if name == RECONSTRUCTED else None,
         }
@@ -168,21 +169,20 @@ class ReferenceJudge(nn.Module):
     def _prepare_collectors(self) -> None:
         image = torch.zeros(1, self.data.channels, self.data.image_size, self.data.image_size)
         size = self.data.num_test_samples(REAL)
+        kept = {REAL: self.max_features, RECONSTRUCTED: 0}
         roles = {REAL: list(self.eyes.networks)}
         if self.autoencoder is not None:
             roles[RECONSTRUCTED] = [DISTANCE]
         for name, seen in ((name, self.eyes.look(image, chosen)) for name, chosen in roles.items()):
             self.collectors[name] = nn.ModuleDict()
             for role, features in seen.items():
-                kept = self.store.read(self.identity(name, role))
-                if kept is not None:
-                    self.kept[name, role] = kept
+                found = self.store.read(self.identity(name, role))
+                if all(distributed.all_gather_objects(found is not None)):  # each sees a folder of its own
+                    self.kept[name, role] = found
                 else:
+                    keep = torch.from_numpy(spread(size, kept[name]))
                     features = features._replace(logits=None)
-                    self.collectors[name][role] = Collector(features, size=size, keep=self._keep(name))
-
-    def _keep(self, name: str) -> int | None:
-        return self.max_features if name == REAL else 0
+                    self.collectors[name][role] = Collector(features, size=size, keep=keep)
 
     def _num_neighbours(self, name: str, role: str) -> int:
         manifold = self.wanted.manifold

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vqvae2.pixels import from_uint8
+
 
 @torch.no_grad()
 def log_scores(classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -30,7 +32,7 @@ def log_scores(classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         ValueError: a label is not one of the classifier's classes.
     """
     with torch.autocast(images.device.type, enabled=False):
-        logits = classifier(images.float() / 127.5 - 1).double()
+        logits = classifier(from_uint8(images)).double()
     num_classes = logits.shape[1]
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise ValueError(
