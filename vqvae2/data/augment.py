@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from vqvae2.data.decode import Strip
+
 
 @dataclass(frozen=True)
 class Augment:
@@ -69,13 +71,15 @@ def sample_generator(seed: int, epoch: int, sample: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch, sample))))
 
 
-def centre_crop(pixels: np.ndarray, size: int) -> np.ndarray:
+def centre_crop(pixels: np.ndarray | Strip, size: int) -> np.ndarray:
     """The middle `[C, size, size]` of `[C, H, W]`."""
     _, height, width = pixels.shape
     return _crop(pixels, (height - size) // 2, (width - size) // 2, size)
 
 
-def move(pixels: np.ndarray, size: int, augment: Augment, generator: np.random.Generator) -> np.ndarray:
+def move(
+    pixels: np.ndarray | Strip, size: int, augment: Augment, generator: np.random.Generator
+) -> np.ndarray:
     """Crops `[C, H, W]` to `[C, size, size]`, flips and shifts it, as drawn."""
     _, height, width = pixels.shape
     down, right, mirror = generator.random(3)
@@ -164,5 +168,7 @@ def hsv_to_rgb(images: torch.Tensor) -> torch.Tensor:
     return torch.stack(channels, -3)
 
 
-def _crop(pixels: np.ndarray, top: int, left: int, size: int) -> np.ndarray:
+def _crop(pixels: np.ndarray | Strip, top: int, left: int, size: int) -> np.ndarray:
+    if isinstance(pixels, Strip):
+        return pixels.crop(top, left, size)
     return pixels[:, top : top + size, left : left + size]

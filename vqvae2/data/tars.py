@@ -15,11 +15,11 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from vqvae2.data.decode import IMAGE_SUFFIXES
 from vqvae2.data.shard_cache import cache_folder
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 _BLOCK = 512  # bytes; everything in a tar starts at a multiple

@@ -4,6 +4,7 @@ import hashlib
 import logging
 from abc import abstractmethod
 from ctypes import c_uint8
+from functools import partial
 from itertools import chain
 from multiprocessing.sharedctypes import RawArray
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from vqvae2.data.augment import NOTHING, Augment, centre_crop, move, recolour, sample_generator
-from vqvae2.data.decode import Fit, fit_image, to_channels, to_pixels
+from vqvae2.data.decode import Fit, Strip, fit_image, to_channels, to_pixels
 from vqvae2.data.order import Index
 from vqvae2.data.remote import Unreachable
 from vqvae2.data.sources import ImageSource
@@ -67,12 +68,13 @@ class Split:
         self.fit = fit
         self.strict = strict
         self._unreadable = RawArray(c_uint8, len(samples))
+        self._warned = RawArray(c_uint8, 1)
         self._cache = _Cache(len(samples), (channels, image_size, image_size)) if cache else None
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def pixels(self, i: int) -> np.ndarray | None:
+    def pixels(self, i: int) -> np.ndarray | Strip | None:
         """Image i, fitted but not cropped, uint8 `[C, H, W]`; None if it is unreadable.
 
         Raises:
@@ -84,18 +86,22 @@ class Split:
         if self._unreadable[i]:
             return None
         try:
-            image = to_channels(self.source.read(int(self.samples[i])), self.channels)
+            image = self.source.read(int(self.samples[i]))
+            image = to_channels(image, self.channels, partial(self._warn, i))
         except Unreachable:
             raise  # not this image is at fault
         except (OSError, ValueError) as error:
             self._refuse(i, error)
             return None
-        pixels = to_pixels(fit_image(image, self.image_size, self.fit))
+        fitted = fit_image(image, self.image_size, self.fit)
+        if isinstance(fitted, Strip):
+            return fitted
+        pixels = to_pixels(fitted)
         if self._cache is not None:
             self._cache.put(i, pixels)
         return pixels
 
-    def next_readable(self, i: int) -> tuple[np.ndarray, int]:
+    def next_readable(self, i: int) -> tuple[np.ndarray | Strip, int]:
         """The pixels of the first readable image from i on, and its number."""
         for j in chain(range(i, len(self)), range(i)):
             if (pixels := self.pixels(j)) is not None:
@@ -119,6 +125,13 @@ class Split:
     def unreadable_names(self) -> list[str]:
         """Names of the images that this process or its loader workers could not read so far."""
         return [self.source.name(int(self.samples[i])) for i in np.flatnonzero(self._unreadable)]
+
+    def _warn(self, i: int, what: str) -> None:
+        """Tells what is strange about the first such image, once for all loader workers."""
+        if not self._warned[0]:
+            self._warned[0] = 1
+            name = f"{self.source.location}: {self.source.name(int(self.samples[i]))}"
+            log.warning("%s: %s. It is read as sRGB; others like it follow without a word.", name, what)
 
     def _refuse(self, i: int, error: Exception) -> None:
         name = f"{self.source.location}: {self.source.name(int(self.samples[i]))}"
