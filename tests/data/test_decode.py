@@ -1,16 +1,21 @@
-import io
+import itertools
+import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
-from vqvae2.data.decode import fit_image, open_image, to_channels, to_pixels, to_rgb
-
-
-def encode(image, name, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, name, **options)
-    return buffer.getvalue()
+from tests.data.raw_files import encode, orientation
+from vqvae2.data.decode import (
+    FORMATS,
+    IMAGE_SUFFIXES,
+    Strip,
+    fit_image,
+    open_image,
+    to_channels,
+    to_pixels,
+    to_rgb,
+)
 
 
 def rgb(image):
@@ -66,30 +71,6 @@ def test_cmyk_jpeg(noise):
     assert np.abs(decoded - expected).max() <= 3  # JPEG is lossy
 
 
-@pytest.mark.parametrize("file_type", ["PNG", "TIFF"])
-def test_sixteen_bits_are_scaled_not_cut(file_type):
-    values = np.arange(0, 65536, 13, dtype=np.uint16)[:5000].reshape(50, 100)
-    decoded = rgb(open_image(encode(Image.fromarray(values), file_type)))
-    expected = (values.astype(int) * 2 + 257) // 514  # v / 257, rounded, in whole numbers
-    assert np.array_equal(decoded[..., 0], expected)
-    assert np.array_equal(rgb(Image.fromarray(values.astype(np.int32)))[..., 2], expected)
-
-
-def test_floats_are_taken_as_up_to_one_or_up_to_255():
-    values = np.linspace(0, 1, 100, dtype=np.float32).reshape(10, 10)
-    expected = [[int(v * 255 + 0.5) for v in row] for row in values.astype(float)]
-    assert np.array_equal(rgb(Image.fromarray(values))[..., 0], expected)
-    assert np.array_equal(rgb(Image.fromarray(np.float32([[0, 3.4, 254.6]])))[0, :, 0], [0, 3, 255])
-
-
-@pytest.mark.parametrize(
-    "pixels", [np.float32([[-1, 0]]), np.float32([[np.nan, 0]]), np.float32([[0, 300]]), np.int32([[70000]])]
-)
-def test_pixels_of_unknown_scale_are_refused(pixels):
-    with pytest.raises(ValueError, match="grey values"):
-        to_rgb(Image.fromarray(pixels))
-
-
 def test_one_channel_is_luma(noise):
     pixels = noise[..., :3]
     expected = pixels @ np.array([0.299, 0.587, 0.114])
@@ -98,7 +79,7 @@ def test_one_channel_is_luma(noise):
     assert np.array_equal(to_pixels(to_channels(grey, 1))[0], noise[..., 0])
 
 
-@pytest.mark.parametrize("file_type", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
+@pytest.mark.parametrize("file_type", FORMATS)
 def test_missing_pixels_are_an_error(noise, file_type):
     data = encode(Image.fromarray(noise[..., :3]), file_type)
     assert open_image(data).size == (30, 20)
@@ -112,9 +93,9 @@ def test_damage_of_any_kind_is_an_os_error(noise):
     """Only OSError may come out, whatever bytes go in."""
     generator = np.random.default_rng(1)
     outcomes = set()
-    for file_type in ("JPEG", "PNG", "BMP", "TIFF", "GIF"):
+    for file_type in FORMATS:
         data = np.frombuffer(encode(Image.fromarray(noise[..., :3]), file_type), np.uint8)
-        for _ in range(150):
+        for _ in range(80):
             damaged = data.copy()
             damaged[generator.integers(0, min(len(data), 300), 4)] = generator.integers(0, 256, 4)
             try:
@@ -128,6 +109,78 @@ def test_damage_of_any_kind_is_an_os_error(noise):
 def test_postscript_in_disguise_is_not_opened():
     with pytest.raises(OSError, match="not an image"):
         open_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n")
+
+
+SIDEWAYS = {  # EXIF 2.3, tag 0x0112: where row 0 and column 0 of the file are to be shown
+    1: lambda stored: stored,
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.swapaxes(0, 1),
+    6: lambda stored: stored.swapaxes(0, 1)[:, ::-1],
+    7: lambda stored: stored.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda stored: stored.swapaxes(0, 1)[::-1],
+}
+
+
+@pytest.fixture
+def corners():
+    """Four blocks of different brightness: no symmetry, and lossy compression does not matter."""
+    return np.kron(np.array([[0, 80], [160, 240]]), np.ones((8, 16))).astype(np.uint8)
+
+
+@pytest.mark.parametrize("turn", SIDEWAYS)
+@pytest.mark.parametrize("file_type", ["JPEG", "MPO", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_pictures_are_read_upright(file_type, turn, corners):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    found = rgb(open_image(encode(Image.fromarray(corners), file_type, exif=exif, quality=100)))
+    wanted = SIDEWAYS[turn](corners)
+    assert found.shape[:2] == wanted.shape
+    assert np.abs(found[..., 1].astype(int) - wanted).max() < 12
+
+
+def test_an_orientation_beside_odd_or_damaged_exif(corners):
+    """Another field that cannot be written again does not matter; what cannot be read says nothing."""
+    data = encode(Image.fromarray(corners), "JPEG")
+
+    def with_exif(exif):
+        return data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 8) + b"Exif\0\0" + exif + data[2:]
+
+    odd = orientation(6)
+    odd = odd[:8] + b"\0\2" + odd[10:22] + struct.pack(">HHII", 0x0103, 4, 1, 2**32 - 1) + odd[22:]
+    assert open_image(with_exif(odd)).size == (16, 32)
+    assert open_image(with_exif(b"no such byte order")).size == (32, 16)
+    assert open_image(with_exif(orientation(9))).size == (32, 16)
+
+
+def test_sixteen_bits_and_transparency_are_turned_as_well():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    grey = np.array([[0, 1000, 65535]], np.uint16)
+    found = rgb(open_image(encode(Image.fromarray(grey), "PNG", transparency=1000, exif=exif)))
+    assert found[..., 0].tolist() == [[0], [255], [255]]
+
+
+def test_the_first_frame_of_an_animation_is_the_picture():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    for file_type in ("PNG", "GIF", "TIFF", "WEBP", "AVIF"):
+        found = rgb(open_image(encode(frames[0], file_type, save_all=True, append_images=frames[1:])))
+        assert np.abs(found[3, 3].astype(int) - [255, 0, 0]).max() < 9
+
+
+def test_pictures_of_every_ending_can_be_read():
+    """Pillow knows the endings; MPO is two JPEGs in one file, and the endings of bits and greys are PPM's."""
+    assert features.check("avif")
+    known = Image.registered_extensions()
+    assert {known[suffix] for suffix in IMAGE_SUFFIXES} == {*FORMATS, "MPO"}
+
+
+@pytest.mark.parametrize("mode", ["La", "RGBa"])
+def test_premultiplied_alpha(mode):
+    """Half of white, stored as 128 with an alpha of 128, over white is white."""
+    image = Image.new(mode, (2, 2), (128,) * len(mode))
+    assert (rgb(image) == 255).all()
 
 
 def test_pad_centres_on_black_without_resizing(noise):
@@ -153,3 +206,27 @@ def test_shrinking_is_antialiased():
     board = np.indices((128, 128)).sum(0) % 2 * 255
     shrunk = np.asarray(fit_image(Image.fromarray(board.astype(np.uint8)), 32, "crop")).astype(int)
     assert np.abs(shrunk[2:-2, 2:-2] - 127.5).max() <= 2
+
+
+@pytest.mark.parametrize("shape", [(300, 3), (2, 77), (70, 2)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_squares_of_a_strip_are_those_of_the_whole_enlargement(shape, channels):
+    """All of it, made by Pillow in one piece, against squares of it, from one end to the other."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    image = to_channels(Image.fromarray(pixels), channels)
+    strip = fit_image(image, 16, "crop")
+    _, height, width = strip.shape
+    whole = to_pixels(image.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+    assert whole.shape == strip.shape
+    assert min(height, width) == 16
+    for top, left in itertools.product(range(0, height - 15, 7), range(0, width - 15, 7)):
+        square = strip.crop(top, left, 16)
+        assert np.abs(square - whole[:, top : top + 16, left : left + 16]).max() <= 1
+
+
+def test_only_what_would_become_far_too_large_is_a_strip():
+    assert isinstance(fit_image(Image.new("L", (1, 20_000)), 256, "crop"), Strip)
+    assert isinstance(fit_image(Image.new("L", (60_000, 3)), 256, "crop"), Strip)
+    for size in [(10, 160), (300, 30_000), (32, 600)]:  # up to 16 squares; shrunk; as it is
+        assert isinstance(fit_image(Image.new("L", size), 32, "crop"), Image.Image)
+    assert fit_image(Image.new("L", (1, 20_000)), 256, "pad").size == (256, 256)

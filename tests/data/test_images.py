@@ -363,3 +363,46 @@ def test_lightning_fits_and_predicts_with_and_without_held_out_images(folder, tm
     assert predicted[0] == sorted(set(trained))
     if holdout:
         assert set(predicted[1]) == set(recorder.validated)
+
+
+@pytest.mark.parametrize("lying", [False, True])
+def test_a_strip_is_seen_in_squares_from_end_to_end(tmp_path, lying):
+    """20,000 pixels long and 1 wide, brighter by one each 100. The 96-fold enlargement is never made."""
+    values = (np.arange(20_000) // 100).astype(np.uint8)
+    Image.fromarray(values[None] if lying else values[:, None]).save(tmp_path / "strip.png")
+    augment = Augment(random_crop=True, flip=True)
+    data = module(tmp_path, image_size=96, batch_size=1, augment=augment, encode_views=60, cache=True)
+    seen = torch.cat([batch.images for batch in data.predict_dataloader()[0]])
+    seen = ((seen + 1) * 127.5).round().flatten(1)
+    assert seen.shape == (60, 3 * 96 * 96)
+    assert (seen.amax(1) - seen.amin(1)).max() <= 1  # about one pixel of the strip
+    assert seen[0].mean() == pytest.approx(99.5, abs=0.5)  # the first view is of the middle
+    assert seen.mean(1).min() < 20
+    assert seen.mean(1).max() > 180
+    assert len(epoch(data.train_dataloader())) == 1
+
+
+def test_a_picture_without_a_known_white_is_named_and_left_out(folder, caplog):
+    Image.fromarray(np.float32([[0, 255]])).save(folder / "a" / "unknown.tif")
+    Image.fromarray(np.int32([[0, 255]])).save(folder / "b" / "whole.tif")
+    data = module(folder)
+    assert sum(len(batch.images) for batch in data.predict_dataloader()[0]) == 12
+    assert "unknown.tif, it cannot be read (floats from 0 to 255, wanted 0 (black) to 1" in caplog.text
+    assert "whole.tif, it cannot be read (whole numbers of 32 bits" in caplog.text
+    data.teardown("fit")
+    assert "skipped 2 of 14 train images" in caplog.text
+    with pytest.raises(ValueError, match=r"unknown.tif cannot be read \(floats from 0 to 255"):
+        list(module(folder, strict=True).predict_dataloader()[0])
+
+
+def test_pictures_on_their_side_are_fitted_upright(tmp_path):
+    """Twice as wide as high in the file and white at its left, which is the top when shown."""
+    pixels = np.zeros((8, 16, 3), np.uint8)
+    pixels[:, :4] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    (batch,) = module(tmp_path, batch_size=1, fit="pad", image_size=16).predict_dataloader()[0]
+    wanted = np.zeros((16, 16))
+    wanted[:4, 4:12] = 1
+    assert np.array_equal((batch.images[0, 0].numpy() + 1) / 2, wanted)

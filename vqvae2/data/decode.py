@@ -43,7 +43,7 @@ IMAGE_SUFFIXES = frozenset(suffix for suffixes in _SUFFIXES.values() for suffix 
 
 # What Pillow's readers raise on damaged files, besides OSError.
 _DAMAGE = (
-    *(SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError),
+    *(SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, RuntimeError),
     *(struct.error, zlib.error, Image.DecompressionBombError),
 )
 
