@@ -72,6 +72,20 @@ def test_whole_pixels_beside_any_text_are_read(text, place):
     assert np.array_equal(found, np.arange(96).reshape(2, 16, 3)[::-1, ::-1])
 
 
+def test_much_text_does_not_hide_a_colour_profile():
+    """Of a gamma of 1: 20 of 255 as light is 79 in sRGB (IEC 61966-2-1)."""
+    profile = chunk(b"iCCP", b"a\0\0" + zlib.compress(grey_profile(1.0)))
+    assert rgb(png([bytes([20, 255])], 2, 8, 0, profile, TEXTS["zTXt"]))[0, :, 0].tolist() == [79, 255]
+
+
+def test_exif_as_text_turns_the_picture_if_it_can_be_read():
+    rows = [bytes([1, 2, 3])]
+    exif = b"Exif\0\0" + orientation(3)
+    text = b"Raw profile type exif\0\nexif\n%8d\n" % len(exif)
+    assert rgb(png(rows, 3, 8, 0, chunk(b"tEXt", text + exif.hex().encode())))[0, :, 0].tolist() == [3, 2, 1]
+    assert rgb(png(rows, 3, 8, 0, chunk(b"tEXt", text + b"no numbers")))[0, :, 0].tolist() == [1, 2, 3]
+
+
 def test_text_does_not_excuse_missing_pixels():
     whole = png([bytes(range(48))] * 16, 16, 8, 2, TEXTS["zTXt"])
     with pytest.raises(OSError):

@@ -1,3 +1,4 @@
+import io
 import logging
 import struct
 import zlib
@@ -93,19 +94,23 @@ def test_transparency_is_laid_over_white_in_srgb(noise):
 
 
 def test_a_profile_that_is_srgb_leaves_the_pixels_alone(noise):
-    """Also one that is so up to its own rounding, as most that are in use."""
-    own = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    steps = np.linspace(0, 1, 64)
-    curve = np.where(steps <= 0.04045, steps / 12.92, ((steps + 0.055) / 1.055) ** 2.4)
-    for profile in (own, rgb_profile(curve)):
-        found, told = seen(Image.fromarray(noise[..., :3]), "PNG", profile)
-        assert np.array_equal(found, noise[..., :3])
+    """Also one that is so up to its own rounding, as most that are in use; not one that is further off."""
+    colours = Image.fromarray(noise[..., :3])
+    srgb = ImageCms.createProfile("sRGB")
+    for steps, least, most in ((4096, 0, 0), (24, 1, 2), (6, 9, 99)):
+        drive = np.linspace(0, 1, steps)
+        profile = rgb_profile(np.where(drive <= 0.04045, drive / 12.92, ((drive + 0.055) / 1.055) ** 2.4))
+        by_it = ImageCms.profileToProfile(colours, ImageCms.ImageCmsProfile(io.BytesIO(profile)), srgb)
+        by_it = np.asarray(by_it).astype(int)
+        assert least <= np.abs(by_it - noise[..., :3]).max() <= most
+        found, told = seen(colours, "PNG", profile)
+        assert np.array_equal(found, noise[..., :3] if most <= 2 else by_it)
         assert not told
 
 
-@pytest.mark.parametrize(("gamma", "power"), [(100_000, 1 / 2.2), (55_556, 1.8 / 2.2), (45_455, 1), (0, 1)])
+@pytest.mark.parametrize(("gamma", "power"), [(100_000, 1 / 2.2), (55_556, 1.8 / 2.2), (45_000, 1), (0, 1)])
 def test_a_png_without_a_profile_has_its_gamma(gamma, power):
-    """55556 is 1 / 1.8, as old Macintoshes had; 45455 is 1 / 2.2, by which sRGB is meant."""
+    """55556 is 1 / 1.8, as old Macintoshes had; 45000 is 1 / 2.2 up to 5 %, by which sRGB is meant."""
     said = chunk(b"gAMA", struct.pack(">I", gamma))
     colours = np.arange(96, dtype=np.uint8).reshape(2, 16, 3) * 2
     found = np.asarray(to_rgb(open_image(png([row.tobytes() for row in colours], 16, 8, 2, said))))

@@ -102,7 +102,7 @@ def to_rgb(image: Image.Image, warn: Callable[[str], None] = log.warning) -> Ima
         image = image.convert(image.mode.upper())
     if not image.has_transparency_data:
         return _as(to_srgb(_as(image, _OPAQUE.get(image.mode, "RGB")), warn), "RGB")
-    pixels = image.convert("RGBA")
+    pixels = _as(image, "RGBA")
     colours = to_srgb(pixels.convert(_OPAQUE.get(image.mode, "RGB")), warn).convert("RGBA")
     colours.putalpha(pixels.getchannel("A"))
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours).convert("RGB")
