@@ -1,4 +1,4 @@
-"""The training modules: schedules, averages, figures of validation, and two ranks against one."""
+"""The training modules: averages, figures of validation, and two ranks against one."""
 
 import math
 import os
@@ -23,7 +23,7 @@ from vqvae2.data.latent_shards import write_shard
 from vqvae2.data.latents import LatentSpec, Level, Manifest, write_manifest
 from vqvae2.modules.checkpoint import load_network, read_description
 from vqvae2.modules.prior import ConditionalPriorModule, TopPriorModule
-from vqvae2.modules.schedules import Constant, Cosine, InverseSquareRoot
+from vqvae2.modules.schedules import Constant
 from vqvae2.nn.autoencoder import Reconstruction, fingerprint
 from vqvae2.nn.quantizer import perplexity, usage
 
@@ -31,30 +31,6 @@ from vqvae2.nn.quantizer import perplexity, usage
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("images"))
-
-
-def test_the_papers_schedule():
-    top, face = InverseSquareRoot(0.18, 16000, 0.5), InverseSquareRoot(0.324, 16000, 0.5)
-    assert top.rate(16000, width=512, total_steps=0) == pytest.approx(6.29e-5, rel=1e-3)
-    assert face.rate(16000, width=512, total_steps=0) == pytest.approx(1.132e-4, rel=1e-3)
-    rates = [top.rate(step, width=512, total_steps=0) for step in (1, 8000, 15999, 16001, 64000)]
-    assert rates[1] == pytest.approx(8000 * rates[0])
-    assert max(rates[2], rates[3]) < top.rate(16000, width=512, total_steps=0)
-    assert rates[4] == pytest.approx(6.29e-5 / 2, rel=1e-3)
-    other = InverseSquareRoot(0.18, 16000, 0.35)  # the other reading of the scan: a switch at step 46,908
-    assert other.rate(46908, width=512, total_steps=0) == pytest.approx(1.84e-4, rel=5e-3)
-    assert max(other.rate(s, width=512, total_steps=0) for s in (46000, 48000)) < 1.845e-4
-
-
-def test_a_cosine_without_an_end_is_refused():
-    with pytest.raises(ValueError, match="max_steps"):
-        Cosine(1.0).rate(1, width=1, total_steps=math.inf)
-
-
-def test_cosine_warms_up_peaks_and_ends_at_zero():
-    schedule = Cosine(2.0, warmup=10)
-    rates = [schedule.rate(step, width=1, total_steps=110) for step in (5, 10, 60, 110)]
-    assert rates == pytest.approx([1.0, 2.0, 1.0, 0.0])
 
 
 def test_every_step_uses_its_own_rate(images):

@@ -1,5 +1,6 @@
 """Stage 1: training the hierarchical VQ-VAE."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,8 +46,8 @@ class AutoencoderModule(NetworkModule):
         **network: Any,
     ) -> None:
         super().__init__(polyak=polyak, compiled=compiled)
-        require(beta >= 0, "beta", beta, "0 or more")
-        require(recon_variance > 0, "recon_variance", recon_variance, "above 0")
+        require(0 <= beta < math.inf, "beta", beta, "a finite number, 0 or more")
+        require(0 < recon_variance < math.inf, "recon_variance", recon_variance, "a finite number above 0")
         self.schedule = schedule
         self.beta = beta
         self.recon_variance = recon_variance

@@ -3,6 +3,7 @@
 Trained on samples alone it gives their classification accuracy score (section 5.3; Ravuri and Vinyals, 2019).
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from vqvae2.modules.accuracy import REPORT, accuracy_report, load_reconstructor,
 from vqvae2.modules.base import NetworkModule
 from vqvae2.modules.checkpoint import load_network, register_network
 from vqvae2.modules.schedules import Schedule
+from vqvae2.nn.checks import require
 from vqvae2.nn.classifier import Classifier
 from vqvae2.pixels import from_uint8
 
@@ -57,8 +59,9 @@ class ClassifierModule(NetworkModule):
         **network: Any,
     ) -> None:
         super().__init__(polyak=polyak)
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {label_smoothing}, wanted 0 up to, not including, 1.")
+        require(0 <= momentum < 1, "momentum", momentum, "0 up to, not including, 1")
+        require(0 <= weight_decay < math.inf, "weight_decay", weight_decay, "a finite number, 0 or more")
+        require(0 <= label_smoothing < 1, "label_smoothing", label_smoothing, "0 up to, not including, 1")
         self.schedule = schedule
         self.optimizer = optimizer
         self.momentum = momentum
@@ -85,7 +88,7 @@ class ClassifierModule(NetworkModule):
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
         if self.optimizer == "sgd":
-            optimizer = torch.optim.SGD(groups, lr=1.0, momentum=self.momentum, nesterov=True)
+            optimizer = torch.optim.SGD(groups, lr=1.0, momentum=self.momentum, nesterov=self.momentum > 0)
         else:
             optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(self.momentum, 0.999))
         return self.scheduled(optimizer, self.schedule, width=self.network.num_features)

@@ -11,8 +11,8 @@ class Schedule(ABC):
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 0:
-                raise ValueError(f"{name} of the schedule is {value}, wanted 0 or more.")
+            if not 0 <= value < math.inf:  # false for a value that is not a number, too
+                raise ValueError(f"{name} of the schedule is {value}, wanted a finite number, 0 or more.")
 
     @abstractmethod
     def rate(self, step: int, *, width: int, total_steps: float) -> float:
@@ -36,6 +36,8 @@ class Constant(Schedule):
 class InverseSquareRoot(Schedule):
     """scale · width^-0.5 · min(step^-power, step · warmup^-1.5) (VQ-VAE-2, supplement A.2).
 
+    A `warmup` of 0 is none: the rate falls from the first step on.
+
     The scan garbles the first exponent. "Linear warm-up and square root decay" asks for a power of 0.5, and
     only with 0.5 does the minimum switch exactly at step `warmup`.
     """
@@ -45,12 +47,16 @@ class InverseSquareRoot(Schedule):
     power: float
 
     def rate(self, step: int, *, width: int, total_steps: float) -> float:
-        return self.scale * width**-0.5 * min(step**-self.power, step * self.warmup**-1.5)
+        rising = step * self.warmup**-1.5 if self.warmup else math.inf
+        return self.scale * width**-0.5 * min(step**-self.power, rising)
 
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """Linear warm-up, then half a cosine down to zero at the last step; for short runs, not the paper's."""
+    """Linear warm-up, then half a cosine down to zero at the last step; for short runs, not the paper's.
+
+    A run that is shorter than its `warmup` ends while the rate still rises.
+    """
 
     learning_rate: float
     warmup: int = 0
