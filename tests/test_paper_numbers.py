@@ -1,0 +1,103 @@
+"""Every number of the paper-size configs, `experiments/paper.py` and the README against the papers'."""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.paper_numbers import GRIDS, NONE, OURS, PAPERS, README_COLUMN, RESULTS
+from vqvae2.composition import compose
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "experiments"))
+import paper  # noqa: E402
+from configured import data_facts, network  # noqa: E402
+
+CONFIGS = sorted(
+    path.stem for path in (ROOT / "configs").glob("*.yaml") if path.stem[:5] in ("image", "ffhq_")
+)
+
+
+def values(node: object, name: str = "") -> Iterator[tuple[str, object]]:
+    """The values of a config by their dotted names, without `init_args`; callbacks by their class alone."""
+    if isinstance(node, dict):
+        if "class_path" in node:
+            yield name, node["class_path"].rpartition(".")[2]
+        for key, value in node.items():
+            inner = name if key == "init_args" else f"{name}.{key}".removeprefix(".")
+            yield from () if key == "class_path" else values(value, inner)
+    elif isinstance(node, list):
+        for i, item in enumerate(node):
+            is_callback = isinstance(item, dict) and "class_path" in item
+            yield from values(item, item["class_path"].rpartition(".")[2] if is_callback else f"{name}.{i}")
+    else:
+        yield name, node
+
+
+def rows_of(config: str) -> list[tuple[str, object]]:
+    """What the tables say of a config."""
+    return [
+        (name, row[table.configs.index(config)])
+        for table in (*PAPERS, *OURS)
+        if config in table.configs
+        for name, row in table.rows.items()
+    ]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_number_of_a_config_is_in_the_table_and_the_other_way_round(config):
+    found = dict(values(compose(ROOT / "configs" / f"{config}.yaml")))
+    rows = rows_of(config)
+    wanted = dict(rows)
+    assert len(wanted) == len(rows), "the table says something twice"
+    numbers = {name: value for name, value in found.items() if isinstance(value, int | float)}
+    words = {name: found.get(name) for name, value in wanted.items() if isinstance(value, str)}
+    assert numbers | words == {name: value for name, value in wanted.items() if value is not NONE}
+    assert all(name not in found for name, value in wanted.items() if value is NONE)
+
+
+def test_the_table_speaks_of_configs_that_exist():
+    assert {name for table in (*PAPERS, *OURS) for name in table.configs} == set(CONFIGS)
+
+
+@pytest.mark.parametrize("config", GRIDS)
+def test_grids_are_the_papers(config):
+    size = data_facts(config).image_size
+    assert network(config).grids(size, size) == GRIDS[config]
+
+
+def numbers_of(constant: object) -> dict[str, tuple]:
+    """The numbers of a table of `experiments/paper.py` by the words before them."""
+    if isinstance(constant, dict):
+        return {name: (value,) for name, value in constant.items()}
+    if isinstance(constant, int | float):
+        return {"": (constant,)}
+    is_number = [[isinstance(field, int | float) for field in row] for row in constant]
+    return {
+        ", ".join(row[: kinds.index(True)]): tuple(
+            field for field, number in zip(row, kinds, strict=True) if number
+        )
+        for row, kinds in zip(constant, is_number, strict=True)
+    }
+
+
+def test_every_reported_result_is_the_papers():
+    constants = {name: value for name, value in vars(paper).items() if name.isupper()}
+    found = {name: numbers_of(value) for name, value in constants.items() if not isinstance(value, str)}
+    assert found == RESULTS
+
+
+def test_the_readmes_column_is_the_papers():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text[text.index("## Results") :].split("\n\n")
+    rows = next(block for block in table if block.startswith("|")).splitlines()
+    assert rows[0].split("|")[2].strip().startswith("paper")
+    column = {cells[1].strip(): cells[2] for cells in (row.split("|") for row in rows[2:])}
+    numbers = {name: [float(n) for n in re.findall(r"\d*\.?\d+", cell)] for name, cell in column.items()}
+    found = {name: row for name, row in numbers.items() if row}
+    for start, wanted in README_COLUMN.items():
+        (name,) = [name for name in found if name.startswith(start)]
+        assert found.pop(name) == wanted, name
+    assert found == {}, "the paper's column has numbers that the table lacks"
