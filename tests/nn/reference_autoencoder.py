@@ -9,15 +9,17 @@ weight and its bias; those of one encoder or decoder come in the order of the la
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+State = Mapping[str, Tensor]
 Convolutions = Iterator[tuple[Tensor, Tensor]]
 
 
-def convolutions(state: Mapping[str, Tensor], prefix: str) -> Convolutions:
+def convolutions(state: State, prefix: str) -> Convolutions:
     """(weight, bias) of every convolution below `prefix`, in order."""
     names = [name.removesuffix(".weight") for name in state if name.startswith(f"{prefix}.")]
     return iter(
@@ -78,11 +80,7 @@ def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
     return codes
 
 
-def look_up(codes: Tensor, codebook: Tensor) -> Tensor:
-    return codebook[codes].permute(0, 3, 1, 2)
-
-
-def brought_down(state: Mapping[str, Tensor], levels: Sequence[Tensor]) -> Tensor:
+def brought_down(state: State, levels: Sequence[Tensor]) -> Tensor:
     """All of `levels`, top first, beside each other on the grid of the last.
 
     Each is doubled once a level, by a transposed convolution of its own (figure 2a).
@@ -95,12 +93,14 @@ def brought_down(state: Mapping[str, Tensor], levels: Sequence[Tensor]) -> Tenso
     return torch.cat([*above, last], 1)
 
 
-def encode(state: Mapping[str, Tensor], images: Tensor, *, num_levels: int, halvings: int, blocks: int):
-    """Algorithm 1 up to the codes.
+class Level(NamedTuple):
+    before: Tensor  # [B, D, h, w], what is quantised
+    codes: Tensor  # [B, h, w]
+    vectors: Tensor  # [B, D, h, w] of the codes; gradients pass straight through to what was quantised
 
-    Returns:
-        Of each level, top first: what is quantised [B, D, h, w] and its codes [B, h, w].
-    """
+
+def quantise(state: State, images: Tensor, *, num_levels: int, halvings: int, blocks: int) -> list[Level]:
+    """Algorithm 1 up to the decoder, top first."""
     bottom = num_levels - 1
     features = {
         bottom: encoder(images, convolutions(state, f"encoders.{bottom}"), halvings=halvings, blocks=blocks)
@@ -109,25 +109,28 @@ def encode(state: Mapping[str, Tensor], images: Tensor, *, num_levels: int, halv
         features[level] = encoder(
             features[level + 1], convolutions(state, f"encoders.{level}"), halvings=1, blocks=blocks
         )
-    found, vectors = [], []
+    levels: list[Level] = []
     for level in range(num_levels):
         h = features[level]
         if level > 0:  # "each level is conditioned on the levels above", through a decoder of their codes
             weights = convolutions(state, f"conditioners.{level - 1}")
-            decoded = decoder(brought_down(state, vectors), weights, doublings=1, blocks=blocks)
-            h = torch.cat([decoded, h], 1)
+            above = brought_down(state, [upper.vectors for upper in levels])
+            h = torch.cat([decoder(above, weights, doublings=1, blocks=blocks), h], 1)
         z = F.conv2d(h, *next(convolutions(state, f"to_code.{level}")))
         codebook = state[f"quantizers.{level}.codebook"].to(z.dtype)
-        codes = nearest_code(z, codebook)
-        vectors.append(look_up(codes, codebook))
-        found.append((z, codes))
-    return found
+        codes = nearest_code(z.detach(), codebook)
+        e = codebook[codes].permute(0, 3, 1, 2)
+        levels.append(Level(z, codes, z + (e - z).detach()))
+    return levels
 
 
-def decode(state: Mapping[str, Tensor], codes: Sequence[Tensor], *, halvings: int, blocks: int) -> Tensor:
-    """Images of the codes of all levels."""
-    dtype = state["to_code.0.weight"].dtype
-    vectors = [look_up(grid, state[f"quantizers.{i}.codebook"].to(dtype)) for i, grid in enumerate(codes)]
-    return decoder(
-        brought_down(state, vectors), convolutions(state, "decoder"), doublings=halvings, blocks=blocks
-    )
+def reconstruct(state: State, vectors: Sequence[Tensor], *, halvings: int, blocks: int) -> Tensor:
+    """Images from the vectors of all levels."""
+    weights = convolutions(state, "decoder")
+    return decoder(brought_down(state, vectors), weights, doublings=halvings, blocks=blocks)
+
+
+def loss(images: Tensor, levels: Sequence[Level], reconstruction: Tensor, beta: float) -> Tensor:
+    """Equation 2; moving averages take the place of its middle term."""
+    commitments = sum((level.before - level.vectors.detach()).square().mean() for level in levels)
+    return (images - reconstruction).square().mean() + beta * commitments

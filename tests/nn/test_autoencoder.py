@@ -133,7 +133,8 @@ def test_impossible_hierarchies_are_refused(changes, message):
         make(**{"num_levels": 2, **changes})
 
 
-def test_a_few_images_are_learned_by_heart():
+def test_a_few_images_are_learned_with_the_help_of_both_levels():
+    """`test_reference.py` holds the layers; here gradients and codebooks together have to get there."""
     network = make(2, hidden=32, num_codes=64, code_dim=8, codebook_init="data", revive_below=0.01)
     images = torch.nn.functional.interpolate(torch.randn(4, 3, 8, 8), scale_factor=4, mode="bilinear").tanh()
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
@@ -145,3 +146,6 @@ def test_a_few_images_are_learned_by_heart():
         optimizer.zero_grad()
         update_codebooks(network.quantizers, out.statistics)
     assert error < 0.1 * images.var()
+    top, bottom = network.encode(images)
+    for swapped in ((top.flip(0), bottom), (top, bottom.flip(0))):
+        assert (network.decode(swapped) - images).square().mean() > 2 * error

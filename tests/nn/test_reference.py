@@ -58,33 +58,35 @@ def test_encoders_and_decoders(build, halvings, blocks):
         torch.testing.assert_close(mine, theirs, **CLOSE)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize(("num_levels", "factor"), [(1, 2), (1, 8), (2, 4), (3, 8)])
 def test_the_hierarchy_of_levels(num_levels, factor):
-    """Codes and images of algorithm 1; what is quantised as well, which codes alone would round away."""
+    """Algorithm 1: what is quantised, codes, images, and the gradient of equation 2 for every weight."""
     network = redrawn(
         HierarchicalVQVAE(
             channels=3, num_levels=num_levels, factor=factor, hidden=8, residual=6, residual_blocks=2,
             num_codes=K, code_dim=4, decay=0.99, eps=1e-5,
         )
     )  # fmt: skip
-    state = network.state_dict()
-    depth = {"halvings": factor.bit_length() - 1, "blocks": 2}
+    state, depth = state_of(network), {"halvings": factor.bit_length() - 1, "blocks": 2}
     side = factor * 2 ** (num_levels - 1) * 2
     images = 10 * torch.randn(2, 3, side, side + side // 2, dtype=torch.float64)
     quantised = []
-    hooks = [
-        layer.register_forward_hook(lambda *call: quantised.append(call[2])) for layer in network.to_code
-    ]
+    for layer in network.to_code:
+        layer.register_forward_hook(lambda *call: quantised.append(call[2]))
     out = network(images)
-    for hook in hooks:
-        hook.remove()
-    expected = reference_autoencoder.encode(state, images, num_levels=num_levels, **depth)
-    for (z, codes), mine, my_codes in zip(expected, quantised, out.codes, strict=True):
-        torch.testing.assert_close(mine, z, **CLOSE)
-        assert torch.equal(my_codes, codes)
+    levels = reference_autoencoder.quantise(state, images, num_levels=num_levels, **depth)
+    for level, mine, codes in zip(levels, quantised, out.codes, strict=True):
+        torch.testing.assert_close(mine, level.before, **CLOSE)
+        assert torch.equal(codes, level.codes)
         assert not torch.equal(codes[0], codes[1])
-    torch.testing.assert_close(out.images, reference_autoencoder.decode(state, out.codes, **depth), **CLOSE)
+    expected = reference_autoencoder.reconstruct(state, [level.vectors for level in levels], **depth)
+    torch.testing.assert_close(out.images, expected, **CLOSE)
+    beta = 1e3  # so that neither term hides the other
+    loss = (out.images - images).square().mean() + beta * sum(out.commitments)
+    theirs = reference_autoencoder.loss(images, levels, expected, beta)
+    weights = list(network.parameters())
+    for found, wanted in zip(*(torch.autograd.grad(of, weights) for of in (loss, theirs)), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * wanted.abs().max().item())
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 5])

@@ -60,6 +60,22 @@ def test_sampled_codes_are_those_of_naive_sampling(kind):
     torch.testing.assert_close(sampled.nll_nats, nll)
 
 
+@pytest.mark.parametrize("kind", ["top", "bottom"])
+@torch.inference_mode()
+def test_likelihoods_are_the_priors_own_however_codes_are_drawn(kind):
+    """At temperature 1 over all codes, for each batch anew, and of given codes as well as of drawn ones."""
+    prior = make(kind)
+    _, above, labels = inputs(prior, batch=2)
+    sampler = LevelSampler(prior, Draw(0.6, top_k=5, top_p=0.9))
+    given = torch.full((2, *prior.grid), -1)
+    given[:, 1::2, ::3] = 4  # also codes that would never be drawn
+    for images in ([4, 9], [5, 6]):
+        sampled = sampler(above, labels, uniform_noise(0, images, 0, given[0].numel()), given)
+        logits = prior(sampled.codes, above, labels)
+        nll = torch.nn.functional.cross_entropy(logits, sampled.codes, reduction="none").sum((1, 2))
+        torch.testing.assert_close(sampled.nll_nats, nll)
+
+
 def chain(num_levels):
     """Priors of one to three levels with grids 4x4, 8x8, 16x16 (4x8 and 8x16 for two)."""
     grids = {1: [(4, 8)], 2: [(4, 8), (8, 16)], 3: [(4, 4), (8, 8), (16, 16)]}[num_levels]
