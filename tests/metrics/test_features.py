@@ -57,6 +57,27 @@ def test_registered_network_is_shown_rgb_bytes_of_grey_images():
     assert Means.shown[-1].dtype == torch.uint8
 
 
+class Drops(Means):
+    """Features that depend on the mode and on the precision of products."""
+
+    def forward(self, images):
+        flat = images.flatten(1).float() / 255
+        return (torch.nn.functional.dropout(flat @ torch.ones(flat.shape[1], 2) / 3, 0.5, self.training),)
+
+
+if "test-drops" not in FEATURE_EXTRACTORS_REGISTRY:
+    register_feature_extractor("test-drops", Drops)
+
+
+def test_features_are_the_same_in_a_module_that_trains_in_half_precision():
+    network = FeatureNetwork("test-drops")
+    images = torch.linspace(-1, 1, 8 * 3 * 16).view(8, 3, 4, 4)
+    expected = network(images).features
+    around = torch.nn.Sequential(network).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(around(images).features, expected)
+
+
 def test_unknown_name_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"no features 'inception'.*inception-v3-compat.*vgg16"):
         FeatureNetwork("inception")

@@ -25,7 +25,7 @@ NUM = {"train": 23, "val": 9, "samples": 19}
 CODES = 16
 CODEBOOK = {"num_codes": CODES, "code_dim": 4, "decay": 0.99, "eps": 1e-5, "codebook_init": "data"}
 LAYERS = {"channels": 3, "num_levels": 2, "factor": 4, "hidden": 8, "residual": 4, "residual_blocks": 1}
-VQVAE = {**CODEBOOK, **LAYERS}
+VQVAE = {**CODEBOOK, **LAYERS, "level_dropout": 0.5}  # in training only: a verdict must not see it
 GRIDS = {"top": (4, 4), "bottom": (8, 8)}
 CLASSIFIER = {"num_classes": CLASSES, "channels": 3, "widths": [8, 12], "blocks": 1}
 

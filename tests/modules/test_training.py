@@ -21,7 +21,7 @@ from tests.ranks import run_ranks
 from vqvae2.data.latent_module import LatentDataModule
 from vqvae2.data.latent_shards import write_shard
 from vqvae2.data.latents import LatentSpec, Level, Manifest, write_manifest
-from vqvae2.modules.checkpoint import load_network, read_description
+from vqvae2.modules.checkpoint import load_network, read_description, rebuild
 from vqvae2.modules.prior import ConditionalPriorModule, TopPriorModule
 from vqvae2.modules.schedules import Constant
 from vqvae2.nn.autoencoder import Reconstruction, fingerprint
@@ -71,6 +71,22 @@ def test_the_average_follows_every_float_and_copies_counters(images):
         torch.testing.assert_close(state[name], value, rtol=1e-5, atol=1e-6)
 
 
+def test_the_average_is_in_eval_mode_while_the_network_trains(images):
+    modes = []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            parts = pl_module.network.modules(), pl_module.average.modules()
+            modes.append([any(part.training for part in network) for network in parts])
+
+    module = fit_autoencoder(images, 3, callbacks=[Watch()], val_check_interval=1)
+    assert modes == [[True, False]] * 3
+    made = autoencoder_module()
+    made.trainer = module.trainer
+    made.configure_model()
+    assert not any(part.training for part in made.average.modules())
+
+
 def test_a_checkpoint_holds_the_whole_step_and_rebuilds_the_average(images, tmp_path):
     """Saved by a callback at the end of a batch, it has that step's codebooks and average."""
     path = tmp_path / "step.ckpt"
@@ -99,7 +115,8 @@ def test_accumulated_batches_update_the_codebooks_once(images):
 
 @torch.no_grad()
 def test_held_out_figures_are_those_of_all_images_at_once(images):
-    module, data = autoencoder_module(), image_data(images, batch_size=2)  # batches of 2, 2 and 1
+    module = autoencoder_module(level_dropout=0.5)  # in training only
+    data = image_data(images, batch_size=2)  # batches of 2, 2 and 1
     figures = {}
 
     class Keep(L.Callback):
@@ -109,7 +126,7 @@ def test_held_out_figures_are_those_of_all_images_at_once(images):
     with torch.enable_grad():
         trainer(4, callbacks=[Keep()], val_check_interval=4).fit(module, data)
     batch = torch.cat([batch.images for batch in data.val_dataloader()])
-    out = module.average(batch)
+    out = rebuild(module.description, module.average.state_dict())(batch)
     mse = F.mse_loss(out.images, batch).item()
     assert figures["val/mse"] == pytest.approx(mse, rel=1e-5)
     assert figures["val/psnr"] == pytest.approx(10 * math.log10(4 / mse), rel=1e-5)
@@ -224,7 +241,7 @@ def latents(tmp_path_factory):
 
 
 def prior_module(level):
-    options = {"schedule": Constant(1e-2), "polyak": 0.5, "output_layers": 0, **PRIOR}
+    options = {"schedule": Constant(1e-2), "polyak": 0.5, "output_layers": 0, **PRIOR, "dropout": 0.5}
     if level == "top":
         return TopPriorModule(**options)
     return ConditionalPriorModule(level=level, conditioning_hidden=8, conditioning_blocks=2, **options)
@@ -237,10 +254,11 @@ def test_a_prior_takes_its_shapes_from_the_manifest_and_reports_its_likelihood(l
     fitting.fit(module, data)
     (metrics,) = fitting.validate(module, data, verbose=False)
     index = [at.name for at in SPEC.levels].index(level)
+    judge = rebuild(module.description, module.average.state_dict())  # in eval mode, whatever was done to it
     nll = codes_seen = 0.0
     with torch.no_grad():
         for batch in data.val_dataloader():
-            logits = module.average(batch.codes[index], batch.codes[:index], batch.labels)
+            logits = judge(batch.codes[index], batch.codes[:index], batch.labels)
             nll += F.cross_entropy(logits, batch.codes[index], reduction="sum").item()
             codes_seen += batch.codes[index].numel()
     here = SPEC.levels[index]

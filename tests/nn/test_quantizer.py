@@ -281,6 +281,23 @@ def _train_on_rank(changes=None):
     return _train(torch.distributed.get_rank(), torch.distributed.get_world_size(), **(changes or {}))
 
 
+def _first_update_on_rank():
+    """Vectors of this rank, and the codes that the first update put on vectors of all ranks."""
+    torch.manual_seed(3)
+    quantizer = make(init="data")
+    z = torch.randn(2, 2, 5, 4, 4)[torch.distributed.get_rank()] + 10
+    update_codebooks([quantizer], [quantizer(z).statistics])
+    return z, quantizer.codebook
+
+
+def test_initial_codes_are_single_vectors_of_the_ranks_and_of_each_of_them():
+    (first, codes), (second, same) = run_ranks(_first_update_on_rank, 2)
+    assert torch.equal(codes, same)
+    of_rank = [distance_to_vectors(codes, z) < 1e-3 for z in (first, second)]
+    assert (of_rank[0] ^ of_rank[1]).all()
+    assert of_rank[0].sum() == of_rank[1].sum() == 10
+
+
 def test_ranks_agree_on_initial_and_revived_codes():
     first, second = run_ranks(_train_on_rank, 2, {"init": "data", "revive_below": 0.5})
     assert all(torch.equal(a, b) for a, b in zip(first[0], second[0], strict=True))
