@@ -64,9 +64,9 @@ class RateDistortion(NamedTuple):
 
 
 TABLE_1 = (
-    TrainValidation("nll_top", "NLL top", 3.40, 3.41, "nats a code", "[P] Table 1; the unit is inferred"),
-    TrainValidation("nll_bottom", "NLL bottom", 3.45, 3.45, "nats a code", "[P] Table 1; the unit is inferred"),
-    TrainValidation("mse", "MSE", 0.0047, 0.0050, "pixels in [-1, 1]", "[P] Table 1; the scale is inferred"),
+    TrainValidation("nll_top", "NLL top", 3.40, 3.41, "nats a code", "[P] Table 1; unit inferred"),
+    TrainValidation("nll_bottom", "NLL bottom", 3.45, 3.45, "nats a code", "[P] Table 1; unit inferred"),
+    TrainValidation("mse", "MSE", 0.0047, 0.0050, "pixels in [-1, 1]", "[P] Table 1; scale inferred"),
 )
 
 TABLE_2 = (

@@ -84,7 +84,10 @@ def test_the_average_is_in_eval_mode_while_the_network_trains(images):
     made = autoencoder_module()
     made.trainer = module.trainer
     made.configure_model()
-    assert not any(part.training for part in made.average.modules())
+    for _ in range(2):  # before and after all of the module is put into training mode
+        assert not any(part.training for part in made.average.modules())
+        made.train()
+    assert made.network.training
 
 
 def test_a_checkpoint_holds_the_whole_step_and_rebuilds_the_average(images, tmp_path):
