@@ -1,4 +1,4 @@
-"""A checkpoint from elsewhere cannot run code, wherever one is read."""
+"""A checkpoint from elsewhere cannot run code, wherever one is read; what is no checkpoint is refused."""
 
 import os
 from pathlib import Path
@@ -79,3 +79,21 @@ def test_the_bomb_would_go_off(tmp_path):
     torch.save(Bomb(mark), tmp_path / "last.ckpt")
     torch.load(tmp_path / "last.ckpt", weights_only=False)
     assert mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "There is no checkpoint"), (b"", "cannot be read"), (b"no zip", "cannot be read")],
+)
+def test_what_is_no_checkpoint_is_refused(tmp_path, content, message):
+    path = tmp_path / "last.ckpt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_network(path, "autoencoder")
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="not a checkpoint of this suite"):
+        load_network(tmp_path / "other.ckpt", "prior")

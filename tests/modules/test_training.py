@@ -290,21 +290,3 @@ def test_a_level_that_the_latents_lack_is_refused(tmp_path, latents):
     with pytest.raises(ValueError, match="have the levels top, bottom, wanted 'mid'"):
         module.build_network()
     del facts
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(None, "There is no checkpoint"), (b"", "cannot be read"), (b"no zip", "cannot be read")],
-)
-def test_what_is_no_checkpoint_is_refused(tmp_path, content, message):
-    path = tmp_path / "last.ckpt"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        load_network(path, "autoencoder")
-
-
-def test_a_checkpoint_of_something_else_is_refused(tmp_path):
-    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match="not a checkpoint of this suite"):
-        load_network(tmp_path / "other.ckpt", "prior")
