@@ -29,6 +29,7 @@ def test_cosine_warms_up_peaks_and_ends_at_zero():
     schedule = Cosine(2.0, warmup=10)
     rates = [schedule.rate(step, width=1, total_steps=110) for step in (5, 10, 60, 110)]
     assert rates == pytest.approx([1.0, 2.0, 1.0, 0.0])
+    assert schedule.rate(111, width=1, total_steps=110) == schedule.rate(210, width=1, total_steps=110) == 0.0
 
 
 def test_a_run_shorter_than_its_warm_up_only_rises():
