@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import lightning as L
 import numpy as np
 
+from vqvae2.data.jobs import CONTENTS
 from vqvae2.modules.schedules import Schedule
 
 RUN = "run"  # the checkpoint's entry
@@ -89,10 +90,11 @@ def differences(
         steps: that the checkpoint's run has done.
         schedule: of this run; another `max_steps` is exact if it gives those steps the same rates.
     """
+    unknown = {name for name in {*now} - {*was} if name.startswith(f"data.{CONTENTS}.")}
     found = [
         Difference(name, was.get(name), now.get(name))
-        for name in sorted({*was, *now})
-        if was.get(name) != now.get(name) and name not in _LOCATIONS
+        for name in sorted({*was, *now} - unknown - _LOCATIONS)
+        if was.get(name) != now.get(name)
     ]
     exact = set()
     if not any(value for name, value in now.items() if name.endswith(_DRAWS)):

@@ -13,6 +13,8 @@ from vqvae2.data import tars
 
 UNLABELLED = -1
 
+_SOME = 64  # images whose bytes are part of `contents`; the sizes of all are
+
 
 class ImageSource(ABC):
     """A list of encoded images with random access; safe to hand to loader workers.
@@ -22,7 +24,14 @@ class ImageSource(ABC):
         names: one unique name a sample, as messages show it; without its ending it is the sample's key.
         labels: int64 `[N]`; -1 everywhere when unlabelled.
         classes: class names in label order; () when unlabelled.
+
+    Attributes:
+        names_classes: whether classes have names of their own; else they are known by number only.
+        missing: images that ought to be there and are not, by name.
     """
+
+    names_classes = True
+    missing: tuple[str, ...] = ()
 
     def __init__(
         self, location: str, names: Iterable[str], labels: np.ndarray, classes: Sequence[str] = ()
@@ -68,15 +77,29 @@ class ImageSource(ABC):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
+    @cached_property
+    def contents(self) -> str:
+        """Hex SHA-256 by which other images of the same names are told: a copy has it too, wherever it lies.
+
+        It is of the size in bytes of every image and of the bytes of 64 of them, spread evenly, where these
+        can be had without reading all: what leaves every size as it was and those 64 alone is not noticed.
+        """
+        digest = hashlib.sha256()
+        for array in self._contents():
+            digest.update(f" {array.dtype.str} {array.shape} ".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
     def _refuse_twins(self) -> None:
+        keys = [self.key(i) for i in range(len(self))]
+        if len(set(keys)) == len(keys):
+            return
         seen: set[str] = set()
-        for i in range(len(self)):
-            if (key := self.key(i)) in seen:
-                raise ValueError(
-                    f"{self.location}: the key {key} stands for several images, one of them {self.name(i)}. "
-                    "Names must differ in more than their ending; rename one."
-                )
-            seen.add(key)
+        twin = next(i for i, key in enumerate(keys) if key in seen or seen.add(key))
+        raise ValueError(
+            f"{self.location}: the key {keys[twin]} stands for several images, one of them "
+            f"{self.name(twin)}. Names must differ in more than their ending; rename one."
+        )
 
     @abstractmethod
     def read(self, i: int) -> Image.Image:
@@ -89,6 +112,15 @@ class ImageSource(ABC):
     @abstractmethod
     def _evidence(self) -> Iterator[np.ndarray]:
         """What changes, besides names and labels, when an image does: arrays without objects."""
+
+    @abstractmethod
+    def _contents(self) -> Iterator[np.ndarray]:
+        """The same, but equal for every copy of the images: arrays without objects."""
+
+
+def some_of(count: int) -> np.ndarray:
+    """The numbers below `count` of the images whose bytes are looked at, spread evenly."""
+    return np.unique(np.linspace(0, count - 1, min(count, _SOME)).round().astype(np.int64))
 
 
 def file_facts(paths: Iterable[str | os.PathLike[str]]) -> np.ndarray:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -15,11 +16,11 @@ from vqvae2 import distributed
 from vqvae2.data.augment import NOTHING, Augment
 from vqvae2.data.chunks import ChunkedDataModule
 from vqvae2.data.decode import Fit
-from vqvae2.data.jobs import listed_shards
+from vqvae2.data.jobs import CONTENTS, listed_shards
 from vqvae2.data.loader import EpochLoader, batch_loader
 from vqvae2.data.order import EpochBatches, ShardBatches, check_shares
 from vqvae2.data.shard_cache import shards_at_once
-from vqvae2.data.sources import DigitSource, FolderSource, ImageSource, RemoteTarSource, open_source
+from vqvae2.data.sources import FolderSource, ImageSource, RemoteTarSource, TarSource, open_source
 from vqvae2.data.views import ImageBatch, Split, TrainImages, ViewImages
 
 __all__ = ["ImageBatch", "ImageDataModule", "held_out"]
@@ -55,7 +56,8 @@ class ImageDataModule(ChunkedDataModule):
         holdout_seed: draws another such part.
         num_workers: loader processes on each device.
         seed: with epoch and sample, decides order and augmentation.
-        strict: an unreadable image is an error; otherwise it is skipped, logged, and counted at the end.
+        strict: an unreadable or missing image is an error; otherwise it is skipped, logged, and counted.
+        label_field: in tars, the field of each sample's .json that is its class, by number or by name.
         cache: keep the decoded images in memory (image_size² · channels bytes each), for small data sets.
         encode_views: how often the encode job sees each training image: once plain, then augmented.
         encode_flips: whether it also sees each of these mirrored.
@@ -80,6 +82,7 @@ class ImageDataModule(ChunkedDataModule):
         seed: int = 0,
         strict: bool = False,
         cache: bool = False,
+        label_field: str | None = None,
         encode_views: int = 1,
         encode_flips: bool = False,
         chunk_size: int = 4096,
@@ -95,6 +98,7 @@ class ImageDataModule(ChunkedDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.strict, self.cache = strict, cache
+        self.label_field = label_field
         self.encode_views, self.encode_flips = encode_views, encode_flips
         self.chunk_size = chunk_size
         self._num_classes = num_classes
@@ -173,10 +177,9 @@ class ImageDataModule(ChunkedDataModule):
         return {name: train if name == "train" else ViewImages(split) for name, split in self.splits.items()}
 
     def identity(self) -> dict[str, Any]:
-        """Settings, and a digest of all names, labels and classes.
+        """Settings, and digests: of all names, labels and classes, and of the images as `contents` has them.
 
-        Nobody looks at the images' own bytes; but a folder of samples has a manifest with the hashes of its
-        shards, which tells samples from others of the same names.
+        A folder of samples also has a manifest with the hashes of its shards, which counts as well.
         """
         settings = (
             *("train", "val", "image_size", "channels", "fit", "holdout", "holdout_seed", "seed"),
@@ -193,6 +196,7 @@ class ImageDataModule(ChunkedDataModule):
             **({} if self.holdout_of is None else {"holdout_of": self.holdout_of}),
             "augment": asdict(self.augment),
             "names_and_labels": digest.hexdigest(),
+            CONTENTS: {name: split.source.contents for name, split in self.splits.items()},
         }
 
     def teardown(self, stage: str | None = None) -> None:
@@ -238,13 +242,19 @@ class ImageDataModule(ChunkedDataModule):
             )
 
     def _open(self) -> dict[str, Split]:
-        train = open_source(self.train, num_classes=self._num_classes)
+        train = open_source(self.train, num_classes=self._num_classes, label_field=self.label_field)
+        if self.label_field is not None and not isinstance(train, TarSource | RemoteTarSource):
+            raise ValueError(
+                f"label_field is {self.label_field}, but {self.train} is no tars, where an image can have a "
+                ".json beside it. Leave it out."
+            )
         chosen = {"train": (train, np.arange(len(train)))}
         if self.val is not None:
-            val = _open_beside(train, self.val)
+            val = _open_beside(train, self.val, self.label_field)
             chosen["val"] = (val, np.arange(len(val)))
         elif self.holdout:
-            source = train if self.holdout_of is None else _open_beside(train, self.holdout_of)
+            of = self.holdout_of
+            source = train if of is None else _open_beside(train, of, self.label_field)
             out = held_out(source, self.holdout, self.holdout_seed)
             if out.all() or not out.any():
                 raise ValueError(
@@ -254,6 +264,8 @@ class ImageDataModule(ChunkedDataModule):
             chosen["val"] = (source, np.flatnonzero(out))
             if source is train:
                 chosen["train"] = (train, np.flatnonzero(~out))
+        if self.strict:
+            _refuse_missing(source for source, _ in chosen.values())
         options = {name: getattr(self, name) for name in ("image_size", "channels", "fit", "strict", "cache")}
         return {name: Split(name, source, samples, **options) for name, (source, samples) in chosen.items()}
 
@@ -268,23 +280,32 @@ def _shuffled(split: Split, **options: int) -> EpochBatches:
     return EpochBatches(len(split), shuffle=True, **options)
 
 
-def _open_beside(train: ImageSource, location: str) -> ImageSource:
+def _refuse_missing(sources: Iterable[ImageSource]) -> None:
+    for source in sources:
+        if source.missing:
+            raise ValueError(
+                f"{source.location}: {len(source.missing)} images are missing, first that of "
+                f"{source.missing[0]}. Mend the data, or set strict to false."
+            )
+
+
+def _open_beside(train: ImageSource, location: str, label_field: str | None) -> ImageSource:
     """Opens held-out images with the classes of the training images.
 
-    Class folders get the labels that their names have in training. Files of samples, tars or .npz, know
-    classes by number only: then the folders in sorted order are the classes 0, 1, … and name them.
+    Class folders get the labels that their names have in training. Where training knows classes by number
+    only, as files of samples do, the folders in sorted order are the classes 0, 1, … and name them.
 
     Raises:
         ValueError: the classes are not the same, or could be meant in two orders.
     """
     count = len(train.classes)
-    if not isinstance(train, FolderSource | DigitSource) and count and Path(location).expanduser().is_dir():
+    if not train.names_classes and count and Path(location).expanduser().is_dir():
         source = open_source(location)
         if isinstance(source, FolderSource) and source.classes:
             _check_order(train, source)
             train.classes = source.classes
             return source
-    return open_source(location, num_classes=count, classes=train.classes)
+    return open_source(location, num_classes=count, classes=train.classes, label_field=label_field)
 
 
 def _check_order(train: ImageSource, folders: FolderSource) -> None:

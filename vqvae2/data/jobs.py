@@ -12,6 +12,7 @@ from typing import Any
 from vqvae2.data.shards import MANIFEST, Shard, write_json
 
 JOB = "job.json"
+CONTENTS = "contents"  # an entry of an identity; earlier versions did not write it, then it is not compared
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ def check_continues(folder: Path, job: Job) -> dict[str, int]:
         raise ValueError(f"{folder} holds shards, but no {JOB} that says of which job. {_mend()}") from None
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} cannot be read. {_mend()}") from None
-    if difference := _difference(identity, json.loads(json.dumps(job.identity))):
+    known = {name: value for name, value in job.identity.items() if name in identity or name != CONTENTS}
+    if difference := _difference(identity, json.loads(json.dumps(known))):
         name, theirs, ours = difference
         raise ValueError(
             f"{folder} belongs to another job: its {name} is {theirs}, this job's is {ours}. {_mend()}"

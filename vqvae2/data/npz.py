@@ -3,11 +3,10 @@
 Images are read from where they lie in the file; nothing is ever unpickled.
 """
 
-import shutil
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -16,7 +15,9 @@ from numpy.lib import format as npy
 from PIL import Image
 
 from vqvae2.data import tars
+from vqvae2.data.class_names import numbered_classes
 from vqvae2.data.image_source import UNLABELLED, ImageSource, file_facts
+from vqvae2.data.unpacked import unpacked_once
 
 IMAGES, LABELS = "arr_0", "arr_1"
 
@@ -54,10 +55,12 @@ class NpzSource(ImageSource):
         checksums: (CRC-32, size in bytes) of the members that are used, int64 `[members, 2]`.
     """
 
+    names_classes = False
+
     def __init__(
         self,
         location: str,
-        names: Iterable[str],
+        names: Sequence[str],
         labels: np.ndarray,
         *,
         pixels: Path,
@@ -66,8 +69,7 @@ class NpzSource(ImageSource):
         archive: Path,
         checksums: np.ndarray,
     ) -> None:
-        num_classes = max(labels.tolist(), default=UNLABELLED) + 1
-        super().__init__(location, names, labels, [str(label) for label in range(num_classes)])
+        super().__init__(location, names, labels, numbered_classes(labels, names, location))
         self._pixels = pixels
         self._start = start
         self._shape = shape
@@ -83,6 +85,9 @@ class NpzSource(ImageSource):
 
     def _evidence(self) -> Iterator[np.ndarray]:
         yield file_facts([self._archive])
+        yield from self._contents()
+
+    def _contents(self) -> Iterator[np.ndarray]:
         yield np.array(self._shape)
         yield self._checksums
 
@@ -92,7 +97,7 @@ def is_npz(name: str) -> bool:
 
 
 def open_npz(location: str, *, ignore_labels: bool = False) -> NpzSource:
-    """Opens an archive; if it is compressed, its images are unpacked once into the system's temporary folder.
+    """Opens an archive; if it is compressed, its images are unpacked first (see `data.unpacked`).
 
     `arr_0` are images, uint8 [N, H, W, 3], or grey as [N, H, W, 1] or [N, H, W]; `arr_1` may be their labels,
     whole numbers [N].
@@ -102,7 +107,7 @@ def open_npz(location: str, *, ignore_labels: bool = False) -> NpzSource:
         ignore_labels: leaves arr_1 alone.
 
     Raises:
-        ValueError: the file is damaged or cut short, or holds something else; says what.
+        ValueError: the file is damaged or cut short, holds something else, or cannot be unpacked; says what.
     """
     path = Path(location).expanduser()
     try:
@@ -120,7 +125,7 @@ def open_npz(location: str, *, ignore_labels: bool = False) -> NpzSource:
     pixels, start = _plain(path, images)
     return NpzSource(
         location,
-        (f"image-{i:06d}" for i in range(images.shape[0])),
+        [f"image-{i:06d}" for i in range(images.shape[0])],
         numbers,
         pixels=pixels,
         start=start,
@@ -202,6 +207,8 @@ def _labels(archive: zipfile.ZipFile, labels: _Array, images: _Array, location: 
             "to ignore them."
         )
     found = np.frombuffer(archive.read(labels.member)[labels.header :], labels.dtype)
+    if len(found) and int(found.max()) >= 2**63:
+        raise ValueError(f"{location}: the labels {LABELS} go up to {found.max()}, wanted class indices.")
     return found.astype(np.int64)
 
 
@@ -212,8 +219,8 @@ def _plain(path: Path, images: _Array) -> tuple[Path, int]:
         name, extra = _LOCAL_HEADER.unpack(tars.read_range(path, offset, _LOCAL_HEADER.size))
         return path, offset + _LOCAL_HEADER.size + name + extra + images.header
 
-    def unpack(target: BinaryIO) -> None:
+    def blocks() -> Iterator[bytes]:
         with zipfile.ZipFile(path) as archive, archive.open(images.member) as packed:
-            shutil.copyfileobj(packed, target, 1 << 20)
+            yield from iter(lambda: packed.read(1 << 20), b"")
 
-    return tars.unpacked_once(path, ".npy", unpack), images.header
+    return unpacked_once(path, ".npy", blocks, images.member.file_size), images.header

@@ -2,7 +2,7 @@
 
 Where it is and how large it may grow belongs to the machine and not to the run, so the environment says it:
 
-    VQVAE2_CACHE_DIR   the folder (`vqvae2` in $XDG_CACHE_HOME or ~/.cache)
+    VQVAE2_CACHE_DIR   the folder (`vqvae2` in $XDG_CACHE_HOME or ~/.cache; without a home, in $TMPDIR)
     VQVAE2_CACHE_GB    its bound in GB of 10⁹ bytes (100)
 
 A shard is downloaded aside, checked, and renamed into its place, so what lies there is whole. When there is
@@ -16,6 +16,7 @@ import hashlib
 import logging
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,9 +34,17 @@ _held: dict[Path, int] = {}  # folders of shards in use, to the end of the proce
 
 
 def cache_folder() -> Path:
-    """Where the cache is; nothing is made."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("VQVAE2_CACHE_DIR") or Path(home, "vqvae2")).expanduser()
+    """Where the cache is; nothing is made. A user without a home has it in the system's temporary folder."""
+    try:
+        if named := os.environ.get("VQVAE2_CACHE_DIR"):
+            return Path(named).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "vqvae2").expanduser()
+    except RuntimeError:  # such as the number of a user that the container's /etc/passwd does not know
+        if named:
+            raise ValueError(
+                f"VQVAE2_CACHE_DIR is {named}, but this user has no home folder. Name one without ~."
+            ) from None
+        return Path(tempfile.gettempdir(), f"vqvae2-{os.getuid()}", "cache")
 
 
 def cache_bytes() -> int:
@@ -71,11 +80,11 @@ def fetch(file: RemoteFile, path: Path, is_whole: Callable[[Path], bool] = lambd
     part = path.with_name(path.name + ".part")
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(part) as stream:  # waits for whoever downloads it just now
-            if _is_at(part, stream.fileno()) and not path.exists():
+        with locked(part) as stream:  # waits for whoever downloads it just now
+            if is_at(part, stream.fileno()) and not path.exists():
                 _download(file, stream, part, is_whole)
                 os.replace(part, path)
-            elif _is_at(part, stream.fileno()):
+            elif is_at(part, stream.fileno()):
                 part.unlink()
     except OSError as error:
         raise Unreachable(
@@ -90,7 +99,7 @@ def hold_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path / _IN_USE, os.O_RDWR | os.O_CREAT, 0o644)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
-        if _is_at(path / _IN_USE, descriptor):
+        if is_at(path / _IN_USE, descriptor):
             _held[path] = descriptor
             os.utime(path)
         else:
@@ -170,7 +179,7 @@ def _reserve(file: RemoteFile, stream: BinaryIO) -> None:
 
 
 def _make_room(file: RemoteFile, stream: BinaryIO) -> bool:
-    with _locked(cache_folder() / _LOCK):
+    with locked(cache_folder() / _LOCK):
         entries = [(*_facts(path), path) for path in (cache_folder() / _SHARDS).iterdir()]
         missing = sum(size for _, size, _ in entries) + file.size - cache_bytes()
         for used_at, size, path in sorted(entries):
@@ -209,7 +218,7 @@ def _remove(path: Path) -> bool:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not _is_at(lock, descriptor):
+        if not is_at(lock, descriptor):
             return False
         if path.is_dir():  # renamed first: another process may want it back at once
             shutil.rmtree(path.rename(path.with_name(f"{path.name}.{os.getpid()}")))
@@ -230,11 +239,11 @@ def _hold(path: Path, size: int) -> BinaryIO | None:
         return None
     fcntl.flock(stream, fcntl.LOCK_SH)
     found = os.fstat(stream.fileno())
-    if found.st_size == size and _is_at(path, stream.fileno()):
+    if found.st_size == size and is_at(path, stream.fileno()):
         if time.time() - found.st_mtime > _TOUCH_EVERY_S:
             _touch(stream.fileno())
         return stream
-    if _is_at(path, stream.fileno()):
+    if is_at(path, stream.fileno()):
         path.unlink()
     stream.close()
     return None
@@ -246,14 +255,14 @@ def _touch(descriptor: int) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[BinaryIO]:
+def locked(path: Path) -> Iterator[BinaryIO]:
     """A file, made if need be, that only this process has open so."""
     with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield stream
 
 
-def _is_at(path: Path, descriptor: int) -> bool:
+def is_at(path: Path, descriptor: int) -> bool:
     """Whether an open file is still the one of that name."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))

@@ -1,40 +1,61 @@
 """Random access to WebDataset tars: an index of where each sample's bytes lie, and no unpacking."""
 
-import gzip
-import hashlib
-import logging
-import os
-import shutil
+import json
+import posixpath
 import tarfile
-import tempfile
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
-import numpy as np
-
 from vqvae2.data.decode import IMAGE_SUFFIXES
-from vqvae2.data.shard_cache import cache_folder
-
-log = logging.getLogger(__name__)
+from vqvae2.data.passed_over import ending
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 _BLOCK = 512  # bytes; everything in a tar starts at a multiple
 WORTH_KEEPING = 1000  # samples; the index of fewer is made in less than 0.1 s
-_NO_LABEL = -(2**63)  # in a kept index
+_LONGEST_CLS = 4096  # bytes
 
 
 class TarSample(NamedTuple):
-    """Where a sample's image is in its tar, and its label (None without a .cls member)."""
+    """Where a sample's image is in its tar, and its label: a class's number or name, None without one."""
 
     key: str
     suffix: str
     offset: int
     size: int
-    label: int | None
+    label: int | str | None
+
+
+class TarIndex(NamedTuple):
+    """What is in a tar.
+
+    Attributes:
+        samples: those with an image, in the order of their images.
+        missing: members that say that there should be another image: labels without one, links to none.
+        others: how many further files belong to no sample, by their endings.
+    """
+
+    samples: list[TarSample]
+    missing: list[str]
+    others: Counter
+
+
+class _File(NamedTuple):
+    """A member that is a file or a link to one.
+
+    Attributes:
+        name: without ./ and with forward slashes.
+        offset: where its content begins; -1 where it has none in one piece.
+        size: of the content, in bytes.
+        target: the name of the member that a link leads to; None of a file.
+    """
+
+    name: str
+    offset: int
+    size: int
+    target: str | None
 
 
 def is_tar(name: str) -> bool:
@@ -52,134 +73,6 @@ def without_tar_suffix(name: str) -> str:
     return name[: -len(suffix)]
 
 
-def plain_tar(path: Path) -> Path:
-    """The path itself, or for a compressed tar an unpacked copy, made once in the system's temporary folder.
-
-    Raises:
-        ValueError: the compression is damaged or the file was cut short.
-    """
-    if path.suffix.lower() == ".tar":
-        return path
-
-    def unpack(target: BinaryIO) -> None:
-        with gzip.open(path) as packed:
-            shutil.copyfileobj(packed, target, 1 << 20)
-
-    return unpacked_once(path, ".tar", unpack)
-
-
-def unpacked_once(path: Path, suffix: str, unpack: Callable[[BinaryIO], None]) -> Path:
-    """An unpacked copy in the system's temporary folder, made anew only when the packed file has changed.
-
-    Args:
-        path: the packed file.
-        suffix: of the copy's name.
-        unpack: writes what is unpacked.
-
-    Raises:
-        ValueError: the compression is damaged or the file was cut short.
-    """
-    facts = path.stat()
-    identity = hashlib.sha256(f"{path.resolve()} {facts.st_size} {facts.st_mtime_ns}".encode()).hexdigest()
-    folder = Path(tempfile.gettempdir(), f"vqvae2-{os.getuid()}")
-    folder.mkdir(mode=0o700, exist_ok=True)
-    target = folder / f"{identity[:32]}{suffix}"
-    if target.exists():
-        return target
-    # Written aside and renamed, so that ranks doing the same at once never see half a file.
-    handle, aside = tempfile.mkstemp(dir=folder)
-    try:
-        with os.fdopen(handle, "wb") as unpacked:
-            unpack(unpacked)
-        os.replace(aside, target)
-    except (EOFError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} cannot be unpacked, it is damaged or cut short: {error}") from error
-    finally:
-        Path(aside).unlink(missing_ok=True)
-    return target
-
-
-def index_tar(path: Path, name: str) -> list[TarSample]:
-    """The samples of an uncompressed tar that hold an image, in the tar's order.
-
-    Neighbouring members with the same name up to the first dot are one sample, as in WebDataset.
-
-    Args:
-        name: how messages call the tar.
-
-    Raises:
-        ValueError: the tar is damaged or cut short, or a sample has two images or a label that is no number.
-    """
-    samples = []
-    with path.open("rb") as data:
-        for key, members in _grouped(path, name):
-            images = [member for member in members if is_image(member.name)]
-            if len(images) > 1:
-                found = ", ".join(member.name for member in images)
-                raise ValueError(f"{name}: sample {key} has several images ({found}), wanted one.")
-            if images:
-                image, label = images[0], _label(data, members, f"{name}: sample {key}")
-                suffix = image.name.removeprefix(key)
-                samples.append(TarSample(key, suffix, image.offset_data, image.size, label))
-    return samples
-
-
-def kept_index(
-    name: str,
-    version: str,
-    index: Callable[[], list[TarSample]],
-    *,
-    at_least: int,
-) -> list[TarSample]:
-    """The samples of a tar from the index that the cache folder keeps, made anew when the tar has changed.
-
-    Args:
-        name: the tar's absolute path or address.
-        version: changes with its content.
-        index: makes the index.
-        at_least: so many samples make an index worth keeping.
-    """
-    path = cache_folder() / "indices" / f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.npz"
-    if (known := _read_index(path, version)) is not None:
-        return known
-    samples = index()
-    if len(samples) >= at_least:
-        try:
-            _write_index(path, version, samples)
-        except OSError as error:
-            log.info("Cannot keep the index of %s, so the next run makes it again: %s", name, error)
-    return samples
-
-
-def _read_index(path: Path, version: str) -> list[TarSample] | None:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if file["version"].item() != version:
-                return None
-            columns = [file[field].tolist() for field in TarSample._fields]
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):  # none, or a damaged one
-        return None
-    keys, suffixes, *numbers, labels = columns
-    texts = (map(os.fsdecode, keys), map(os.fsdecode, suffixes))
-    return list(map(TarSample, *texts, *numbers, (None if n == _NO_LABEL else n for n in labels)))
-
-
-def _write_index(path: Path, version: str, samples: list[TarSample]) -> None:
-    """Writes aside, then renames."""
-    columns = {field: [sample[i] for sample in samples] for i, field in enumerate(TarSample._fields)}
-    for field in ("key", "suffix"):
-        columns[field] = [os.fsencode(text) for text in columns[field]]
-    columns["label"] = [_NO_LABEL if label is None else label for label in columns["label"]]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, version=np.array(version), **columns)
-        os.replace(aside, path)
-    finally:
-        Path(aside).unlink(missing_ok=True)
-
-
 def read_range(path: Path, offset: int, size: int) -> bytes:
     """Opens the file anew each time, which costs little beside a decode: loader workers share nothing."""
     with path.open("rb", buffering=0) as data:
@@ -187,46 +80,166 @@ def read_range(path: Path, offset: int, size: int) -> bytes:
         return data.read(size)
 
 
-def _grouped(path: Path, name: str) -> Iterator[tuple[str, list[tarfile.TarInfo]]]:
-    key, group = None, []
+def index_tar(path: Path, name: str, label_field: str | None = None) -> TarIndex:
+    """What an uncompressed tar holds; of several tars joined into one file, all of them.
+
+    Members with the same name up to the first dot are one sample, as in WebDataset, wherever they lie. Links
+    count as what they lead to. Hidden files and files in hidden folders are skipped.
+
+    Args:
+        name: how messages call the tar.
+        label_field: the field of a sample's .json that is its label; None: the label is its .cls.
+
+    Raises:
+        ValueError: the tar is damaged or cut short, or a sample has two images, two labels, or one that
+            cannot be read.
+    """
+    label_ending = ".cls" if label_field is None else ".json"
+    images: dict[str, _File] = {}
+    labels: dict[str, _File] = {}
+    others: list[tuple[str, str]] = []
+    missing: list[str] = []
+    for file in _resolved(path, name):
+        key = _key(file.name)
+        found, what = (images, "images") if is_image(file.name) else (labels, "labels")
+        if found is labels and not file.name.lower().endswith(label_ending):
+            others.append((key, ending(file.name)))
+        elif file.target is not None:
+            missing.append(file.name)
+        elif file.offset < 0:
+            raise ValueError(
+                f"{name}: {file.name} is not stored as a file in one piece, which tar's options --sparse and "
+                "--multi-volume do. Make the tar again without them."
+            )
+        elif key in found:
+            raise ValueError(
+                f"{name}: sample {key} has several {what} ({found[key].name}, {file.name}), wanted one."
+            )
+        else:
+            found[key] = file
+    missing += [label.name for key, label in labels.items() if key not in images]
+    samples = []
+    with path.open("rb") as data:
+        for key, image in images.items():
+            known = labels.get(key)
+            label = None if known is None else _label(data, known, f"{name}: sample {key}", label_field)
+            samples.append(TarSample(key, image.name.removeprefix(key), image.offset, image.size, label))
+    return TarIndex(samples, missing, Counter(end for key, end in others if key not in images))
+
+
+def _key(name: str) -> str:
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.partition(".")[0]
+
+
+def _resolved(path: Path, name: str) -> list[_File]:
+    """All visible files of a tar, links replaced by what they lead to; those to nothing stay links."""
+    files = list(_files(path, name))
+    if any(file.target is not None for file in files):
+        known = {file.name: file for file in files}
+        files = [_followed(file, known) for file in files]
+    return [file for file in files if not _is_hidden(file.name)]
+
+
+def _followed(link: _File, known: dict[str, _File]) -> _File:
+    file, seen = link, set()
+    while file.target in known and file.target not in seen:
+        seen.add(file.target)
+        file = known[file.target]
+    return link if file.target is not None else file._replace(name=link.name)
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") and part != ".." for part in name.split("/"))
+
+
+def _files(path: Path, name: str) -> Iterator[_File]:
     for member in _members(path, name):
-        stem, dot, _ = PurePosixPath(member.name).name.partition(".")
-        if not (member.isfile() and stem and dot):
+        if member.isdir():
             continue
-        member_key = str(PurePosixPath(member.name).with_name(stem))
-        if group and member_key != key:
-            yield key, group
-            group = []
-        key = member_key
-        group.append(member)
-    if group:
-        yield key, group
+        own = _normal(member.name)
+        if member.issym():
+            yield _File(own, -1, 0, _normal(posixpath.join(posixpath.dirname(own), member.linkname)))
+        elif member.islnk():
+            yield _File(own, -1, 0, _normal(member.linkname))
+        else:
+            in_one_piece = member.isfile() and not member.issparse()
+            yield _File(own, member.offset_data if in_one_piece else -1, member.size, None)
+
+
+def _normal(name: str) -> str:
+    """Without ./ in front, as `tar -C folder .` writes it; some programs of Windows write backslashes."""
+    return posixpath.normpath(name.replace("\\", "/"))
 
 
 def _members(path: Path, name: str) -> Iterator[tarfile.TarInfo]:
-    """Every member. `tarfile` takes a damaged header or a missing end for the end, so look at the end."""
-    end = 0
-    try:
-        with tarfile.open(path, "r:") as archive:
-            while (member := archive.next()) is not None:
-                end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
-                archive.members = []  # it would keep them all
-                yield member
-    except tarfile.ReadError as error:
-        raise ValueError(f"{name} is not a tar, or damaged or cut short: {error}") from error
-    if read_range(path, end, _BLOCK) != bytes(_BLOCK):
-        raise ValueError(
-            f"{name} is damaged or cut short: no end mark after its readable {end:,} bytes. Copy it again."
-        )
+    """Every member. `tarfile` takes a damaged header or a missing end for the end, so look at the end.
 
-
-def _label(data: BinaryIO, members: list[tarfile.TarInfo], sample: str) -> int | None:
-    for member in members:
-        if member.name.endswith(".cls"):
-            data.seek(member.offset_data)
-            text = data.read(member.size)
+    It also ends at the first end mark, behind which `cat` may have put another tar.
+    """
+    with path.open("rb") as data:
+        start: int | None = 0
+        while start is not None:
+            data.seek(start)
+            end = start
             try:
-                return int(text)
-            except ValueError:
-                raise ValueError(f"{sample} has the label {text[:40]!r}, wanted a class index.") from None
+                with tarfile.open(fileobj=data, mode="r:", encoding="utf-8") as archive:
+                    while (member := archive.next()) is not None:
+                        end = archive.offset
+                        archive.members = []  # it would keep them all
+                        yield member
+            except tarfile.TarError as error:
+                raise ValueError(f"{name} is not a tar, or damaged or cut short: {error}") from error
+            if read_range(path, end, _BLOCK) != bytes(_BLOCK):
+                found = "no tar follows" if end == start > 0 else "no end mark"
+                raise ValueError(
+                    f"{name} is damaged or cut short: {found} after its readable {end:,} bytes. "
+                    "Copy it again."
+                )
+            start = _next_archive(data, end)
+
+
+def _next_archive(data: BinaryIO, start: int) -> int | None:
+    """Where the first block that is not empty begins, in bytes; None if there is none."""
+    data.seek(start)
+    while block := data.read(2048 * _BLOCK):
+        if content := block.lstrip(b"\0"):
+            return start + (len(block) - len(content)) // _BLOCK * _BLOCK
+        start += len(block)
     return None
+
+
+def _label(data: BinaryIO, file: _File, sample: str, field: str | None) -> int | str:
+    data.seek(file.offset)
+    if field is not None:
+        return _json_label(data.read(file.size), field, sample)
+    text = data.read(min(file.size, _LONGEST_CLS))
+    label = _integer(text)
+    if label is None:
+        raise ValueError(f"{sample} has the label {text[:40]!r}, wanted a class index.")
+    return label
+
+
+def _json_label(text: bytes, field: str, sample: str) -> int | str:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{sample}: its .json cannot be read ({error}).") from None
+    if not isinstance(content, dict) or field not in content:
+        found = ", ".join([*content][:5]) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{sample}: its .json has no field '{field}', but {found or 'nothing'}.")
+    value = content[field]
+    if isinstance(value, int | str) and not isinstance(value, bool) and value != "":
+        label = _integer(str(value).encode())
+        if label is not None or isinstance(value, str):
+            return value if label is None else label
+    raise ValueError(f"{sample} has '{field}' {str(value)[:40]!r}, wanted a class's number or name.")
+
+
+def _integer(text: bytes) -> int | None:
+    """The number that a text is, if it fits 64 bits."""
+    try:
+        number = int(text.removeprefix(b"\xef\xbb\xbf"))  # Windows marks UTF-8
+    except ValueError:
+        return None
+    return number if -(2**63) < number < 2**63 else None

@@ -1,0 +1,74 @@
+"""Class names: which two are the same, which label each has, and how many there may be.
+
+The same word can be written in two ways in Unicode: a Mac's disk may turn é into e and an accent. Both look
+alike on every screen, so all names are compared in one form, NFC. Whoever compares class names calls `normal`
+or `same_names`.
+"""
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+MOST_CLASSES = 1_000_000  # more than any data set has: beyond, labels are identifiers
+
+
+def normal(name: str) -> str:
+    """The name in Unicode's composed form (NFC)."""
+    return unicodedata.normalize("NFC", name)
+
+
+def same_names(one: Iterable[str], other: Iterable[str]) -> bool:
+    """Whether two lists hold the same names in the same order."""
+    return [*map(normal, one)] == [*map(normal, other)]
+
+
+def class_labels(
+    location: str, found: Iterable[str], classes: Sequence[str] | None, what: str
+) -> dict[str, int]:
+    """The label of each class by its name in the composed form, in label order.
+
+    Args:
+        found: the names that are there.
+        classes: the names that they must be among, in label order; None: those found, sorted.
+        what: has these names, for messages, such as "class folders".
+
+    Raises:
+        ValueError: two names are one, or a name is not among `classes`.
+    """
+    spellings: dict[str, str] = {}
+    for name in found:
+        if spellings.setdefault(normal(name), name) != name:
+            raise ValueError(
+                f"{location}: {normal(name)} is there twice, as {spellings[normal(name)]!a} and as "
+                f"{name!a}: one name, written in two forms of Unicode. Merge the two."
+            )
+    names = sorted(spellings) if classes is None else [*map(normal, classes)]
+    strangers = sorted(spellings.keys() - set(names))
+    if strangers:
+        raise ValueError(
+            f"{location}: {len(strangers)} of {len(spellings)} {what} ({', '.join(strangers[:3])}) are not "
+            f"among the {len(names)} training classes ({', '.join(names[:3])}, …). Use the same names in "
+            "both."
+        )
+    return {name: label for label, name in enumerate(names)}
+
+
+def numbered_classes(labels: np.ndarray, names: Sequence[str], location: str) -> list[str]:
+    """Names for classes that are known by number only: "0", "1", …, up to the largest label.
+
+    Args:
+        labels: int64 `[N]`.
+        names: of the samples, for messages.
+
+    Raises:
+        ValueError: a label is too large for the number of a class.
+    """
+    count = int(labels.max(initial=-1)) + 1
+    if count > MOST_CLASSES:
+        raise ValueError(
+            f"{location}: {names[int(labels.argmax())]} has the label {count - 1}, which would mean "
+            f"{count:,} classes; wanted at most {MOST_CLASSES:,}. If the labels are identifiers, number the "
+            "classes 0, 1, 2, …, or set num_classes to 0 to ignore them."
+        )
+    return [str(label) for label in range(count)]
