@@ -39,8 +39,10 @@ class ImageSource(ABC):
         self.location = location
         self.labels = labels
         self.classes = tuple(classes)
+        encoded = [os.fsencode(name) for name in names]
         # One block of memory: a million str objects would be copied into every worker by reference counting.
-        self._names = np.array([os.fsencode(name) for name in names])
+        self._names = np.array(encoded)
+        self._key_lengths = np.array([self._key_length(name) for name in encoded], np.int64)
         if len(self) == 0:
             raise ValueError(
                 f"{location} holds no image. Wanted a folder of class folders, a folder of images, tars with "
@@ -58,7 +60,13 @@ class ImageSource(ABC):
 
     def key(self, i: int) -> str:
         """Unique, stable, without the file's ending."""
-        return os.path.splitext(self.name(i))[0]
+        return os.fsdecode(self._names[i][: self._key_lengths[i]])
+
+    def encoded_keys(self) -> list[bytes]:
+        """All keys in the bytes of file names: for a million images many times faster than one by one."""
+        columns = self._names.view(np.uint8).reshape(len(self), -1)
+        kept = np.where(np.arange(columns.shape[1]) < self._key_lengths[:, None], columns, np.uint8(0))
+        return kept.reshape(-1).view(self._names.dtype).tolist()
 
     def label(self, i: int) -> int:
         """The class index, or -1 when unlabelled."""
@@ -91,15 +99,20 @@ class ImageSource(ABC):
         return digest.hexdigest()
 
     def _refuse_twins(self) -> None:
-        keys = [self.key(i) for i in range(len(self))]
+        keys = self.encoded_keys()
         if len(set(keys)) == len(keys):
             return
-        seen: set[str] = set()
+        seen: set[bytes] = set()
         twin = next(i for i, key in enumerate(keys) if key in seen or seen.add(key))
         raise ValueError(
-            f"{self.location}: the key {keys[twin]} stands for several images, one of them "
+            f"{self.location}: the key {self.key(twin)} stands for several images, one of them "
             f"{self.name(twin)}. Names must differ in more than their ending; rename one."
         )
+
+    @staticmethod
+    def _key_length(name: bytes) -> int:
+        """How much of a sample's name is its key."""
+        return len(os.path.splitext(name)[0])
 
     @abstractmethod
     def read(self, i: int) -> Image.Image:

@@ -30,10 +30,7 @@ log = logging.getLogger(__name__)
 
 def held_out(source: ImageSource, fraction: float, seed: int) -> np.ndarray:
     """Which samples are held out, bool `[N]`: decided by a hash of each key, whatever else is there."""
-    digests = (
-        hashlib.blake2b(f"{seed}/{source.key(i)}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
-        for i in range(len(source))
-    )
+    digests = (hashlib.blake2b(b"%d/%b" % (seed, key), digest_size=8).digest() for key in source.encoded_keys())
     return np.array([int.from_bytes(digest, "big") < fraction * 2**64 for digest in digests])
 
 
@@ -189,8 +186,9 @@ class ImageDataModule(ChunkedDataModule):
         for name, split in self.splits.items():
             shards = listed_shards(Path(split.source.location).expanduser()).values()
             digest.update("".join(shard.sha256 for shard in shards).encode())
-            for i in range(len(split)):
-                digest.update(f"{name}/{split.key(i)} {split.label(i)}\n".encode("utf-8", "surrogateescape"))
+            keys, labels = split.source.encoded_keys(), split.source.labels.tolist()
+            samples = ((name.encode(), keys[i], labels[i]) for i in split.samples)
+            digest.update(b"".join(b"%b/%b %d\n" % sample for sample in samples))
         return {
             **{name: getattr(self, name) for name in settings},
             **({} if self.holdout_of is None else {"holdout_of": self.holdout_of}),

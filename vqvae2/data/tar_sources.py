@@ -74,10 +74,6 @@ class _TarSamples(ImageSource):
         self.missing = samples.missing
         self.names_classes = samples.names_classes
 
-    def key(self, i: int) -> str:
-        head, slash, last = self.name(i).rpartition("/")
-        return head + slash + last.partition(".")[0]
-
     def read(self, i: int) -> Image.Image:
         return open_image(self._bytes(i))
 
@@ -87,6 +83,11 @@ class _TarSamples(ImageSource):
 
     def _contents(self) -> Iterator[np.ndarray]:
         yield self._places[:, 2]
+
+    @staticmethod
+    def _key_length(name: bytes) -> int:
+        start = name.rfind(b"/") + 1
+        return start + len(name[start:].partition(b".")[0])
 
     @abstractmethod
     def _range(self, tar: int, offset: int, size: int) -> bytes: ...
