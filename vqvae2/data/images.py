@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 
 def held_out(source: ImageSource, fraction: float, seed: int) -> np.ndarray:
     """Which samples are held out, bool `[N]`: decided by a hash of each key, whatever else is there."""
-    digests = (hashlib.blake2b(b"%d/%b" % (seed, key), digest_size=8).digest() for key in source.encoded_keys())
+    seeded = (b"%d/%b" % (seed, key) for key in source.encoded_keys())
+    digests = (hashlib.blake2b(key, digest_size=8).digest() for key in seeded)
     return np.array([int.from_bytes(digest, "big") < fraction * 2**64 for digest in digests])
 
 
