@@ -1,9 +1,4 @@
-"""Class names: which two are the same, which label each has, and how many there may be.
-
-The same word can be written in two ways in Unicode: a Mac's disk may turn é into e and an accent. Both look
-alike on every screen, so all names are compared in one form, NFC. Whoever compares class names calls `normal`
-or `same_names`.
-"""
+"""Class names: which label of one data set is which of another, and how many there may be."""
 
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -14,13 +9,13 @@ MOST_CLASSES = 1_000_000  # more than any data set has: beyond, labels are ident
 
 
 def normal(name: str) -> str:
-    """The name in Unicode's composed form (NFC)."""
+    """The name in Unicode's composed form (NFC): file systems write one accent in two ways."""
     return unicodedata.normalize("NFC", name)
 
 
-def same_names(one: Iterable[str], other: Iterable[str]) -> bool:
-    """Whether two lists hold the same names in the same order."""
-    return [*map(normal, one)] == [*map(normal, other)]
+def composed(names: Sequence[str]) -> tuple[str, ...]:
+    """The names in Unicode's composed form."""
+    return tuple(map(normal, names))
 
 
 def class_labels(
@@ -43,7 +38,7 @@ def class_labels(
                 f"{location}: {normal(name)} is there twice, as {spellings[normal(name)]!a} and as "
                 f"{name!a}: one name, written in two forms of Unicode. Merge the two."
             )
-    names = sorted(spellings) if classes is None else [*map(normal, classes)]
+    names = sorted(spellings) if classes is None else composed(classes)
     strangers = sorted(spellings.keys() - set(names))
     if strangers:
         raise ValueError(
@@ -62,8 +57,11 @@ def numbered_classes(labels: np.ndarray, names: Sequence[str], location: str) ->
         names: of the samples, for messages.
 
     Raises:
-        ValueError: a label is too large for the number of a class.
+        ValueError: a label is too large or too small for the number of a class; -1 is none.
     """
+    if labels.min(initial=-1) < -1:
+        i = int(labels.argmin())
+        raise ValueError(f"{location}: {names[i]} has the label {labels[i]}, wanted a class index from 0 on.")
     count = int(labels.max(initial=-1)) + 1
     if count > MOST_CLASSES:
         raise ValueError(

@@ -58,8 +58,7 @@ def open_folder(
 ) -> FolderSource:
     """Opens a folder of images or of class folders.
 
-    Hidden files and folders are skipped, at any depth. Linked folders are read as if they lay there. What
-    else is passed over is said once.
+    Hidden entries are skipped, links followed. What else is passed over is said once.
 
     Args:
         location: what the user named, for messages.
@@ -122,9 +121,9 @@ def refuse_parts(location: str, names: Sequence[str], *, alone: bool = False) ->
         parts = list(names)
     if parts:
         raise ValueError(
-            f"{location} holds {' and '.join(parts)}: parts of a data set, not classes of it. Name them one "
-            f"by one as train and val, such as {os.path.join(location, parts[0])}, or rename them if they "
-            "are classes."
+            f"{location} holds {', '.join(parts)}, named like parts of a data set and not like classes. Name "
+            f"them one by one as train and val, such as {os.path.join(location, parts[0])}, or rename what "
+            "is a class."
         )
 
 
@@ -176,7 +175,7 @@ class _Walk:
         return [
             *files_of_endings(self.others),
             *files_by_name(sorted(self.broken), "link", "leading nowhere"),
-            *files_by_name(sorted(self.loops), "link", "to a folder around it, not followed"),
+            *files_by_name(sorted(self.loops), "link", "back to a folder around, not followed"),
         ]
 
     def _account_for(self, entry: os.DirEntry, files: list[str]) -> None:

@@ -27,7 +27,7 @@ class ImageSource(ABC):
 
     Attributes:
         names_classes: whether classes have names of their own; else they are known by number only.
-        missing: images that ought to be there and are not, by name.
+        missing: samples that lack their image or label, by the name of what there is.
     """
 
     names_classes = True

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -16,23 +15,17 @@ from vqvae2 import distributed
 from vqvae2.data.augment import NOTHING, Augment
 from vqvae2.data.chunks import ChunkedDataModule
 from vqvae2.data.decode import Fit
+from vqvae2.data.held_out import held_out, open_beside, refuse_missing
 from vqvae2.data.jobs import CONTENTS, listed_shards
 from vqvae2.data.loader import EpochLoader, batch_loader
 from vqvae2.data.order import EpochBatches, ShardBatches, check_shares
 from vqvae2.data.shard_cache import shards_at_once
-from vqvae2.data.sources import FolderSource, ImageSource, RemoteTarSource, TarSource, open_source
+from vqvae2.data.sources import RemoteTarSource, TarSource, open_source
 from vqvae2.data.views import ImageBatch, Split, TrainImages, ViewImages
 
 __all__ = ["ImageBatch", "ImageDataModule", "held_out"]
 
 log = logging.getLogger(__name__)
-
-
-def held_out(source: ImageSource, fraction: float, seed: int) -> np.ndarray:
-    """Which samples are held out, bool `[N]`: decided by a hash of each key, whatever else is there."""
-    seeded = (b"%d/%b" % (seed, key) for key in source.encoded_keys())
-    digests = (hashlib.blake2b(key, digest_size=8).digest() for key in seeded)
-    return np.array([int.from_bytes(digest, "big") < fraction * 2**64 for digest in digests])
 
 
 class ImageDataModule(ChunkedDataModule):
@@ -54,7 +47,7 @@ class ImageDataModule(ChunkedDataModule):
         holdout_seed: draws another such part.
         num_workers: loader processes on each device.
         seed: with epoch and sample, decides order and augmentation.
-        strict: an unreadable or missing image is an error; otherwise it is skipped, logged, and counted.
+        strict: an unreadable or missing image is an error; otherwise it is skipped, counted and named.
         label_field: in tars, the field of each sample's .json that is its class, by number or by name.
         cache: keep the decoded images in memory (image_size² · channels bytes each), for small data sets.
         encode_views: how often the encode job sees each training image: once plain, then augmented.
@@ -249,11 +242,11 @@ class ImageDataModule(ChunkedDataModule):
             )
         chosen = {"train": (train, np.arange(len(train)))}
         if self.val is not None:
-            val = _open_beside(train, self.val, self.label_field)
+            val = open_beside(train, self.val, self.label_field)
             chosen["val"] = (val, np.arange(len(val)))
         elif self.holdout:
             of = self.holdout_of
-            source = train if of is None else _open_beside(train, of, self.label_field)
+            source = train if of is None else open_beside(train, of, self.label_field)
             out = held_out(source, self.holdout, self.holdout_seed)
             if out.all() or not out.any():
                 raise ValueError(
@@ -264,7 +257,7 @@ class ImageDataModule(ChunkedDataModule):
             if source is train:
                 chosen["train"] = (train, np.flatnonzero(~out))
         if self.strict:
-            _refuse_missing(source for source, _ in chosen.values())
+            refuse_missing(source for source, _ in chosen.values())
         options = {name: getattr(self, name) for name in ("image_size", "channels", "fit", "strict", "cache")}
         return {name: Split(name, source, samples, **options) for name, (source, samples) in chosen.items()}
 
@@ -277,51 +270,6 @@ def _shuffled(split: Split, **options: int) -> EpochBatches:
         if at_once < len(source.sizes):
             return ShardBatches(source.shards[split.samples], at_once=at_once, **options)
     return EpochBatches(len(split), shuffle=True, **options)
-
-
-def _refuse_missing(sources: Iterable[ImageSource]) -> None:
-    for source in sources:
-        if source.missing:
-            raise ValueError(
-                f"{source.location}: {len(source.missing)} images are missing, first that of "
-                f"{source.missing[0]}. Mend the data, or set strict to false."
-            )
-
-
-def _open_beside(train: ImageSource, location: str, label_field: str | None) -> ImageSource:
-    """Opens held-out images with the classes of the training images.
-
-    Class folders get the labels that their names have in training. Where training knows classes by number
-    only, as files of samples do, the folders in sorted order are the classes 0, 1, … and name them.
-
-    Raises:
-        ValueError: the classes are not the same, or could be meant in two orders.
-    """
-    count = len(train.classes)
-    if not train.names_classes and count and Path(location).expanduser().is_dir():
-        source = open_source(location)
-        if isinstance(source, FolderSource) and source.classes:
-            _check_order(train, source)
-            train.classes = source.classes
-            return source
-    return open_source(location, num_classes=count, classes=train.classes, label_field=label_field)
-
-
-def _check_order(train: ImageSource, folders: FolderSource) -> None:
-    names = folders.classes
-    listed = ", ".join(names[:3])
-    if len(names) != len(train.classes):
-        raise ValueError(
-            f"{folders.location} has {len(names)} class folders ({listed}, …), but {train.location} has "
-            f"{len(train.classes)} classes, known by number only. Wanted a folder for each class, in "
-            "the order of the numbers; if the last classes are missing there, set num_classes."
-        )
-    if all(name.isdecimal() for name in names) and list(names) != sorted(names, key=int):
-        raise ValueError(
-            f"{folders.location} has the class folders {listed}, …: sorted by name they are not in the "
-            f"order of their numbers, and {train.location} knows its classes by number only. Rename the "
-            "folders with leading zeros."
-        )
 
 
 def _smaller_batch(num_images: int, world_size: int) -> str:

@@ -3,6 +3,7 @@
 Images are read from where they lie in the file; nothing is ever unpickled.
 """
 
+import os
 import struct
 import zipfile
 import zlib
@@ -26,6 +27,8 @@ _DAMAGE = (
     *(zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, EOFError, OSError, OverflowError),
     *(zlib.error, struct.error),
 )
+
+_MOST_DEFLATED = 1032  # bytes from one byte, at most
 
 _LOCAL_HEADER = struct.Struct("<26xHH")  # ends in the lengths of the name and of the extra field
 
@@ -143,6 +146,12 @@ def _find(archive: zipfile.ZipFile, name: str, location: str) -> _Array | None:
     if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(
             f"{location}: {name} is encrypted or compressed in a way that np.savez does not use."
+        )
+    most = os.path.getsize(archive.filename) * (_MOST_DEFLATED if member.compress_type else 1)
+    if member.file_size > most:
+        raise ValueError(
+            f"{location}: {name} is damaged or cut short: its {member.file_size:,} bytes cannot be in a file "
+            f"of {os.path.getsize(archive.filename):,}. Copy or save it again."
         )
     with archive.open(member) as data:
         array = _Array(member, *_header(data, f"{location}: {name}"), data.tell())

@@ -22,7 +22,7 @@ def files_of_endings(count: Counter, wanted: str = "pictures") -> list[str]:
         return []
     listed = ", ".join(f"{end} ({number})" for end, number in count.most_common(5))
     more = ", …" if len(count) > 5 else ""
-    return [f"passed over {_number(count.total(), 'file')} that are not {wanted}: {listed}{more}"]
+    return [f"passed over {_number(count.total(), 'file')} other than {wanted}: {listed}{more}"]
 
 
 def files_by_name(names: Sequence[str], what: str, outcome: str) -> list[str]:

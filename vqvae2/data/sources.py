@@ -82,23 +82,7 @@ def open_source(
     Raises:
         ValueError: nothing is there, or not what was wanted; says what was found.
     """
-    labels = Labels(label_field, classes, ignored=num_classes == 0)
-    path = Path(location).expanduser()
-    if location == DIGITS:
-        source = DigitSource()
-    elif is_remote(location):
-        source = open_remote_tars(location, labels)
-    elif (found := tar_paths(location)) is not None:
-        source = open_tars(location, found, labels)
-    elif is_npz(location) and os.path.isfile(path):
-        source = open_npz(location, ignore_labels=labels.ignored)
-    elif location and os.path.isdir(path):
-        source = open_folder(location, path, classes, ignore_classes=labels.ignored)
-    else:
-        found = "is a file of another kind" if os.path.isfile(path) else "is not there"
-        raise ValueError(
-            f"{location or 'An empty name'} {found}. Wanted a folder of images, tars, an .npz, or {DIGITS}."
-        )
+    source = _open(location, Labels(label_field, classes, ignored=num_classes == 0))
     if num_classes == 0:
         source.labels, source.classes = np.full(len(source), UNLABELLED), ()
     elif labels_optional and not source.classes:
@@ -108,6 +92,24 @@ def open_source(
     elif source.classes:
         _set_classes(source, len(source.classes), None)
     return source
+
+
+def _open(location: str, labels: Labels) -> ImageSource:
+    path = Path(location).expanduser()
+    if location == DIGITS:
+        return DigitSource()
+    if is_remote(location):
+        return open_remote_tars(location, labels)
+    if (found := tar_paths(location)) is not None:
+        return open_tars(location, found, labels)
+    if is_npz(location) and os.path.isfile(path):
+        return open_npz(location, ignore_labels=labels.ignored)
+    if location and os.path.isdir(path):
+        return open_folder(location, path, labels.classes, ignore_classes=labels.ignored)
+    found = "is a file of another kind" if os.path.isfile(path) else "is not there"
+    raise ValueError(
+        f"{location or 'An empty name'} {found}. Wanted a folder of images, tars, an .npz, or {DIGITS}."
+    )
 
 
 def _set_classes(source: ImageSource, count: int, names: Sequence[str] | None) -> None:

@@ -49,7 +49,7 @@ class _Samples(NamedTuple):
         labels: int64 `[N]`; -1 everywhere when unlabelled.
         classes: class names in label order.
         places: (tar, offset, size) a sample, int64 `[N, 3]`, in the uncompressed tars.
-        missing: images that ought to be there and are not.
+        missing: members of samples that lack their image or label.
         names_classes: whether the labels were names.
     """
 
@@ -201,7 +201,7 @@ def _tars_of_folder(location: str, root: Path) -> list[Path] | None:
         return None
     if written_by(root) is None:  # a job's folder holds what the job writes
         _refuse_pictures(location, root, found, [name for name in visible if name not in (*found, _GRID)])
-    refuse_parts(location, [tars.without_tar_suffix(name) for name in found])
+    refuse_parts(location, found)
     return [root / name for name in found]
 
 
@@ -260,7 +260,7 @@ def _samples(paths: list[Path], indices: list[tars.TarIndex], location: str, how
             labels.append(sample.label)
         missing += [f"{shard}/{name}" for name in index.missing]
         others += index.others
-    say(location, [*files_by_name(missing, "sample", "without an image"), *files_of_endings(others)])
+    say(location, [*files_by_name(missing, "sample", "without image or label"), *files_of_endings(others)])
     if how.ignored:
         labels = [None] * len(names)
     numbers, classes, named = _numbers(labels, names, location, how)
@@ -289,5 +289,5 @@ def _numbers(
     if not named.pop():
         numbers = np.array(labels, np.int64)
         return numbers, numbered_classes(numbers, names, location), False
-    label_of = class_labels(location, dict.fromkeys(labels), how.classes, f"'{how.field}' of .json members")
+    label_of = class_labels(location, {*map(normal, labels)}, how.classes, f"'{how.field}' of .json members")
     return np.array([label_of[normal(name)] for name in labels]), list(label_of), True

@@ -33,7 +33,7 @@ class TarIndex(NamedTuple):
 
     Attributes:
         samples: those with an image, in the order of their images.
-        missing: members that say that there should be another image: labels without one, links to none.
+        missing: members that say that there should be more: labels without an image, links to nothing.
         others: how many further files belong to no sample, by their endings.
     """
 
@@ -98,33 +98,38 @@ def index_tar(path: Path, name: str, label_field: str | None = None) -> TarIndex
     images: dict[str, _File] = {}
     labels: dict[str, _File] = {}
     others: list[tuple[str, str]] = []
-    missing: list[str] = []
+    missing: dict[str, str] = {}
     for file in _resolved(path, name):
         key = _key(file.name)
-        found, what = (images, "images") if is_image(file.name) else (labels, "labels")
-        if found is labels and not file.name.lower().endswith(label_ending):
+        is_label = file.name.lower().endswith(label_ending)
+        if not is_label and not is_image(file.name):
             others.append((key, ending(file.name)))
         elif file.target is not None:
-            missing.append(file.name)
-        elif file.offset < 0:
-            raise ValueError(
-                f"{name}: {file.name} is not stored as a file in one piece, which tar's options --sparse and "
-                "--multi-volume do. Make the tar again without them."
-            )
-        elif key in found:
-            raise ValueError(
-                f"{name}: sample {key} has several {what} ({found[key].name}, {file.name}), wanted one."
-            )
+            missing.setdefault(key, file.name)
         else:
-            found[key] = file
-    missing += [label.name for key, label in labels.items() if key not in images]
+            _add(labels if is_label else images, key, file, name)
+    missing = {key: label.name for key, label in labels.items() if key not in images} | missing
     samples = []
     with path.open("rb") as data:
         for key, image in images.items():
             known = labels.get(key)
             label = None if known is None else _label(data, known, f"{name}: sample {key}", label_field)
             samples.append(TarSample(key, image.name.removeprefix(key), image.offset, image.size, label))
-    return TarIndex(samples, missing, Counter(end for key, end in others if key not in images))
+    return TarIndex(samples, [*missing.values()], Counter(end for key, end in others if key not in images))
+
+
+def _add(found: dict[str, _File], key: str, file: _File, tar: str) -> None:
+    if file.offset < 0:
+        raise ValueError(
+            f"{tar}: {file.name} is not stored as a file in one piece, as tar does it with the options "
+            "--sparse and --multi-volume. Make the tar again without them."
+        )
+    if key in found:
+        raise ValueError(
+            f"{tar}: sample {key} has two members of one kind ({found[key].name}, {file.name}), wanted one. "
+            "Rename one of them."
+        )
+    found[key] = file
 
 
 def _key(name: str) -> str:

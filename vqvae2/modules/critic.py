@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models import WeightsEnum
 
-from vqvae2.data.class_names import same_names
 from vqvae2.modules.checkpoint import load_network
 from vqvae2.modules.classifier import ClassifierModule
 from vqvae2.nn.classifier import residual_networks
@@ -83,7 +82,7 @@ def check_classifier(
             f"{path} was trained for {_pairs(found)}, but the data has {_pairs(wanted)}. "
             "Take a classifier that was trained on such images."
         )
-    if not same_names(found_classes, wanted_classes):
+    if list(found_classes) != list(wanted_classes):
         raise ValueError(
             f"{path} was trained on the classes {_some(found_classes)}, but the data has "
             f"{_some(wanted_classes)}. Take a classifier that was trained on the same classes in this order."
