@@ -6,6 +6,8 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from lightning.pytorch.utilities import rank_zero_only
+
 from vqvae2 import distributed
 
 log = logging.getLogger(__name__)
@@ -34,8 +36,10 @@ def files_by_name(names: Sequence[str], what: str, outcome: str) -> list[str]:
 
 
 def say(location: str, remarks: Iterable[str]) -> None:
-    """Warns of all remarks about a location in one line, once a process, on the first rank only."""
-    if (text := "; ".join(remarks)) and distributed.rank() == 0:
+    """Warns of all remarks about a location in one line, once a run: other ranks see the same."""
+    # Before there is a process group, the environment alone knows the rank.
+    is_first = distributed.rank() == 0 and rank_zero_only.rank == 0
+    if is_first and (text := "; ".join(remarks)):
         _once(f"{location}: {text}")
 
 
