@@ -6,13 +6,14 @@ import json
 import os
 import shutil
 from itertools import chain
+from pathlib import Path
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
 import webdataset
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.killed import kill_at_rename, survives_rename
 from tests.ranks import run_ranks
@@ -317,6 +318,23 @@ def test_renamed_images_are_other_images(checkpoint, folders, tmp_path):
     first.rename(first.with_stem("renamed"))
     with pytest.raises(ValueError, match="its names_and_labels is"):
         encode(checkpoint, folder, image_data(images))
+
+
+def test_other_pictures_of_the_same_names_are_other_images(checkpoint, folders, tmp_path, encoded):
+    images = shutil.copytree(folders, tmp_path / "images", copy_function=shutil.copyfile)
+    folder = encode(checkpoint, tmp_path / "latents", image_data(images))
+    before = hashes(folder)
+    first = next((images / "val/a").iterdir())
+    ImageOps.invert(Image.open(first)).save(first)
+    with pytest.raises(ValueError, match=r"its contents\.val is"):
+        encode(checkpoint, folder, image_data(images))
+    job = json.loads((folder / "job.json").read_text())
+    assert set(job["identity"].pop("contents")) == {"train", "val"}
+    (folder / "job.json").write_text(json.dumps(job))  # as earlier versions wrote it
+    encoded.clear()
+    after = hashes(encode(checkpoint, folder, image_data(images)))
+    del before[Path("job.json")], after[Path("job.json")]
+    assert (sum(encoded), after) == (0, before)
 
 
 def test_files_are_not_left_half_full(checkpoint, folders, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image, ImageOps
 
 from tests import fit_runs
 from tests.fit_runs import final_state, first_difference, kill_at, run, said, write_config
@@ -161,6 +162,33 @@ def test_another_dataset_is_refused_and_the_same_one_elsewhere_is_not(go_on, ima
     (tmp_path / "elsewhere/train/00.png").unlink()
     status, message = go_on(*args, str(tmp_path / "elsewhere/train"))
     assert (status, "data.names_and_labels was '" in message) == (1, True)
+
+
+def test_other_pictures_of_the_same_names_are_refused_and_copies_are_not(go_on, images, tmp_path):
+    args = ("autoencoder", "--trainer.max_steps", "13", "--data.train", str(tmp_path / "copies"))
+    shutil.copytree(images / "train", tmp_path / "copies", copy_function=shutil.copyfile)  # of other times
+    status, message = go_on(*args)
+    assert (status, "nothing is left to do" in message) == (0, True)
+    picture = tmp_path / "copies/07.png"
+    ImageOps.invert(Image.open(picture)).save(picture)
+    status, message = go_on(*args)
+    assert (status, "data.contents.train was '" in message) == (1, True)
+    assert "names_and_labels" not in message
+
+
+def test_a_checkpoint_from_before_contents_were_kept_goes_on(go_on, images, tmp_path):
+    def stop():
+        assert go_on("autoencoder", "--trainer.max_steps", "13")[0] == 0
+        return tmp_path / "run/last.ckpt"
+
+    path = stop()
+    checkpoint = torch.load(path, weights_only=True)
+    contents = [name for name in checkpoint["run"] if name.startswith("data.contents.")]
+    assert contents == ["data.contents.train", "data.contents.val"]
+    for name in contents:
+        del checkpoint["run"][name]
+    torch.save(checkpoint, path)
+    stop()
 
 
 @pytest.mark.parametrize("args", [("--model.hidden", "16"), ("--model.dropout", "0.5")])
