@@ -191,3 +191,36 @@ def test_a_file_that_shrinks_after_it_was_opened_is_unreadable(tmp_path):
 def test_an_archive_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match=r"absent\.npz is not there\. Wanted .*an \.npz"):
         open_source(str(tmp_path / "absent.npz"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([0, 99999999999]), "image-000001 has the label 99999999999, which would mean 100,000,000"),
+        (np.array([0, -2]), "image-000001 has the label -2, wanted a class index"),
+        (np.array([1, 2**64 - 1], np.uint64), "labels arr_1 go up to 18446744073709551615, wanted class"),
+    ],
+)
+def test_labels_that_are_no_numbers_of_classes_are_named(tmp_path, labels, message):
+    location = save(tmp_path / "x.npz", noise(2, 2, 2), labels)
+    with pytest.raises(ValueError, match=message):
+        open_source(location)
+    assert open_source(location, num_classes=0).labels.tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_an_archive_that_promises_more_than_it_can_hold_takes_no_memory(tmp_path, compression):
+    """Header and table of contents agree on 10 TB of images of one pixel."""
+    header = io.BytesIO()
+    shape = {"descr": "|u1", "fortran_order": False, "shape": (10**13, 1, 1)}
+    np.lib.format.write_array_header_1_0(header, shape)
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", compression) as archive:
+        member = zipfile.ZipInfo("arr_0.npy")
+        member.compress_type = compression
+        with archive.open(member, "w", force_zip64=True) as file:
+            file.write(header.getvalue())
+        member.file_size = len(header.getvalue()) + 10**13
+        if compression == zipfile.ZIP_STORED:
+            member.compress_size = member.file_size
+    with pytest.raises(ValueError, match=r"arr_0 is damaged .* 10,000,000,000,128 bytes cannot be in a file"):
+        open_source(str(tmp_path / "x.npz"))

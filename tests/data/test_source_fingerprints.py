@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.data.image_files import png, write, write_tar
+from vqvae2.data import tars
 from vqvae2.data.sources import open_source
 
 
@@ -130,3 +131,64 @@ def test_the_digits_have_a_fingerprint_of_their_pixels():
     third = open_source("demo:digits")
     third._pixels[4000, 5, 5] ^= 1
     assert third.fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_contents_are_those_of_every_copy_whatever_its_times(tmp_path, make):
+    location = Path(make(tmp_path))
+    source = open_source(str(location))
+    for path in (tmp_path / "x").rglob("*"):
+        os.utime(path, ns=(1, 1))
+    shutil.copytree(tmp_path / "x", tmp_path / "copy", copy_function=shutil.copyfile)
+    copied = open_source(str(tmp_path / "copy" / location.relative_to(tmp_path / "x")))
+    assert copied.contents == source.contents
+    assert copied.fingerprint != source.fingerprint
+    assert len(source.contents) == 64
+
+
+def test_contents_tell_other_bytes_and_other_sizes_from_those_before(tmp_path):
+    folder = Path(as_folder(tmp_path / "f"))
+    found = [open_source(str(folder)).contents]
+    for content in (png(77), png(77) + b"more", png(78, size=9)):
+        keep_time(folder / "b" / "1.png", content)
+        found.append(open_source(str(folder)).contents)
+    (folder / "b" / "1.png").unlink()
+    os.symlink("gone.png", folder / "b" / "1.png")
+    found.append(open_source(str(folder)).contents)
+    assert len(set(found)) == 5
+
+    tar, npz = tmp_path / "s.tar", tmp_path / "s.npz"
+    before = open_source(write_tar(tar, ["0", "1"])).contents
+    assert open_source(write_tar(tar, ["0", "1"], first=1)).contents != before
+    np.savez(npz, np.zeros((3, 4, 4), np.uint8))
+    before = open_source(str(npz)).contents
+    np.savez(npz, np.ones((3, 4, 4), np.uint8))
+    assert open_source(str(npz)).contents != before
+
+
+def test_contents_do_not_depend_on_how_a_tar_is_packed(tmp_path):
+    plain = open_source(write_tar(tmp_path / "a" / "s.tar", ["0", "1"]))
+    packed = open_source(write_tar(tmp_path / "b" / "s.tar.gz", ["0", "1"]))
+    assert plain.contents == packed.contents
+
+
+def test_of_many_images_all_sizes_and_some_bytes_count(tmp_path, monkeypatch):
+    """A changed size is seen in any of 255 files; the bytes of 64, spread evenly, are read."""
+    location = Path(write(tmp_path / "x", [f"{i:03d}.png" for i in range(255)]))
+    read, read_range = [], tars.read_range
+    monkeypatch.setattr(
+        tars, "read_range", lambda path, *where: read.append(path) or read_range(path, *where)
+    )
+    before = open_source(str(location)).contents
+    numbers = [int(path.stem) for path in read]
+    assert (len(numbers), numbers[0], numbers[-1]) == (64, 0, 254)
+    assert set(np.diff(numbers)) <= {4, 5}
+    unread = next(i for i in range(255) if i not in numbers)
+    (location / f"{unread:03d}.png").write_bytes(png(0) + b"more")
+    assert open_source(str(location)).contents != before
+
+
+def test_the_digits_have_contents_of_their_pixels():
+    first, second = (open_source("demo:digits") for _ in range(2))
+    second._pixels[4000, 5, 5] ^= 1
+    assert first.contents != second.contents
