@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,14 +24,17 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tqdm import tqdm
 
 from vqvae2.callbacks.checkpoint_files import StreamedCheckpoints, check_whole, find_last, read_facts
+from vqvae2.callbacks.chunks import ChunkWriter
+from vqvae2.callbacks.folder_lock import locked
 from vqvae2.callbacks.identity import RUN, concerns_network, differences, listed, moved, run_identity
 from vqvae2.callbacks.loggers import MetricsFile, WandbLogger, WandbSettings
 from vqvae2.callbacks.loop_state import StepNumbers
-from vqvae2.callbacks.preemption import Stopped, StopRequest, leave_on_signal, restarted
+from vqvae2.callbacks.preemption import INTERRUPTED, LeaveOnSignal, Stopped, StopRequest, restarted
 from vqvae2.callbacks.progress import ImageProgress
 from vqvae2.callbacks.run_folder import RunCheckpoint, check_writable
 from vqvae2.composition import UsageError, compose, config_files
 from vqvae2.data.chunks import ChunkedDataModule
+from vqvae2.data.loader import dead_worker, of_dead_worker
 from vqvae2.modules.checkpoint import DESCRIPTION, META
 from vqvae2.usage import check_job, check_verb, check_weights, needs_weights, one_line, underlying, usage_line
 
@@ -49,6 +53,8 @@ def main(args: list[str] | None = None) -> None:
         SuiteCLI(args)
     except Stopped as stop:
         _end_stopped(stop)
+    except KeyboardInterrupt:  # before the job is known
+        _end_stopped(Stopped("stopped by Ctrl-C; nothing has begun.", INTERRUPTED))
     except (argparse.ArgumentError, UsageError) as error:
         _fail(usage_line(error, args), status=2)
     except (ValueError, OSError, MisconfigurationException) as error:
@@ -57,6 +63,8 @@ def main(args: list[str] | None = None) -> None:
             raise cause from None
         _fail(one_line(cause), status=1)
     except RuntimeError as error:
+        if of_dead_worker(error):
+            _fail(one_line(dead_worker(error)), status=1)
         if not _is_of_another_process(error):
             raise
         _fail(
@@ -82,6 +90,7 @@ def _fail(message: str, *, status: int) -> NoReturn:
 def _end_stopped(stop: Stopped) -> NoReturn:
     for signum in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(signum, signal.SIG_IGN)  # SLURM and launchers may send more while the process ends
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # but Ctrl-C ends it at once
     if rank_zero_only.rank == 0:
         print(stop, file=sys.stderr)
     # Lightning kills all processes that it has launched when one of them fails; only the first may tell.
@@ -142,16 +151,18 @@ class SuiteCLI(LightningCLI):
     start: Path | None = None  # the checkpoint that a fit goes on from
 
     def __init__(self, args: ArgsType) -> None:
-        super().__init__(
-            parser_class=SuiteParser,
-            save_config_callback=SaveConfig,
-            save_config_kwargs={"save_to_log_dir": False},
-            trainer_defaults={"use_distributed_sampler": False},
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,  # checkpoints describe their network themselves
-            args=args,
-        )
+        self.request = StopRequest()
+        with ExitStack() as self.held:  # the whole job is run within: what is held ends with it
+            super().__init__(
+                parser_class=SuiteParser,
+                save_config_callback=SaveConfig,
+                save_config_kwargs={"save_to_log_dir": False},
+                trainer_defaults={"use_distributed_sampler": False},
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,  # checkpoints describe their network themselves
+                args=args,
+            )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -228,13 +239,16 @@ class SuiteCLI(LightningCLI):
             raise UsageError(
                 "trainer.use_distributed_sampler must be false: the data modules deal samples to the ranks."
             )
-        check_writable(self._run_folder(config))
+        folder = self._run_folder(config)
+        check_writable(folder)
+        self.held.enter_context(self.request.at_hand())
+        if self.subcommand in ("fit", "test"):
+            another = "Wait for it or stop it, or name another folder with --trainer.default_root_dir."
+            self.held.enter_context(locked(folder, self.subcommand, another))
         if self.subcommand == "fit":
             self.start = self._start(config)
             if self.start is not None and rank_zero_only.rank == 0:
                 check_whole(self.start)
-        else:
-            leave_on_signal()  # what they have written stays
         if checkpoint := self.start or config.ckpt_path:
             check_weights(config, checkpoint)
         if config.trainer.accelerator == "auto" and torch.backends.mps.is_available():
@@ -248,6 +262,8 @@ class SuiteCLI(LightningCLI):
                 *_listed(settings.trainer.callbacks),
                 self._run_checkpoint(settings),
             ]
+        elif self.subcommand != "fit":
+            settings.trainer.callbacks = [*_listed(settings.trainer.callbacks), LeaveOnSignal(self.request)]
         settings.trainer.plugins = [*_listed(settings.trainer.plugins), StreamedCheckpoints()]
         callbacks = _listed(settings.trainer.callbacks)
         if settings.trainer.enable_progress_bar is not False and not any(
@@ -262,10 +278,10 @@ class SuiteCLI(LightningCLI):
     def _run_checkpoint(self, settings: Any) -> RunCheckpoint:
         """Counts the time limit of this start itself: Lightning's would validate first, and add up starts."""
         callback: RunCheckpoint = settings.checkpoint
-        callback.starts_anew = self.start is None
+        callback.starts_anew, callback.request = self.start is None, self.request
         if settings.trainer.max_time is not None:
-            limit_s = Timer(settings.trainer.max_time).time_remaining()
-            callback.request, settings.trainer.max_time = StopRequest(limit_s), None
+            self.request.limit(Timer(settings.trainer.max_time).time_remaining())
+            settings.trainer.max_time = None
         return callback
 
     def _progress_bar(self) -> ProgressBar:
@@ -335,6 +351,10 @@ class SuiteCLI(LightningCLI):
 
     def predict(self, **kwargs: Any) -> None:
         """Callbacks write what a predict job makes; keeping it in memory too would fill the memory."""
+        for writer in self.trainer.callbacks:
+            if isinstance(writer, ChunkWriter):
+                another = "Wait for it or stop it, or give the writer another folder."
+                self.held.enter_context(locked(writer.folder, "predict", another))
         self.trainer.predict(return_predictions=False, **kwargs)
 
 

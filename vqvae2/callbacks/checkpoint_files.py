@@ -101,22 +101,29 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def name_also(checkpoint: Path, other: Path) -> None:
+    """Puts a checkpoint at `other` too, without a second copy of its bytes.
+
+    What replaces either of them later leaves the other one alone.
+    """
+    part = other.with_name(other.name + PART)
+    remove(part)
+    if checkpoint.is_dir():
+        shutil.copytree(checkpoint, part, copy_function=_link)
+    else:
+        _link(checkpoint, part)
+    put_in_place(part, other)
+
+
 def keep_copy(last: Path, step: int, keep: int) -> None:
-    """Keeps `last` under its step number too, without a second copy of its bytes, and prunes old ones.
+    """Keeps `last` under its step number too, and prunes old ones.
 
     Args:
-        last: a checkpoint; what replaces it later leaves the copy alone.
+        last: a checkpoint.
         step: optimiser steps in it.
         keep: how many such copies stay, the latest.
     """
-    copy = last.with_name(f"step-{step:08d}.ckpt")
-    part = copy.with_name(copy.name + PART)
-    remove(part)
-    if last.is_dir():
-        shutil.copytree(last, part, copy_function=_link)
-    else:
-        _link(last, part)
-    put_in_place(part, copy)
+    name_also(last, last.with_name(f"step-{step:08d}.ckpt"))
     for old in history(last.parent)[keep:]:
         remove(old)
 

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,15 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from vqvae2.callbacks.checkpoint_files import PART, NotSaved, keep_copy, put_in_place, recover, set_aside
+from vqvae2.callbacks.checkpoint_files import (
+    PART,
+    NotSaved,
+    keep_copy,
+    name_also,
+    put_in_place,
+    recover,
+    set_aside,
+)
 from vqvae2.callbacks.identity import RUN
 from vqvae2.callbacks.loop_state import Place, owe_validation, write_place
 from vqvae2.callbacks.preemption import StopRequest, stopped
@@ -42,9 +51,9 @@ class RunCheckpoint(Checkpoint):
     between two optimiser steps, and the one before it stays until it is whole on the disk. If it cannot be
     written, the run warns and goes on, and tries again when the next is due; at a run's end that is an error.
 
-    SIGTERM, SIGUSR1 and the end of `trainer.max_time` let the running batch finish, then write it and end the
-    run, on all ranks after the same step. Lightning's ModelCheckpoint writes its last checkpoint only when
-    the best one improved.
+    SIGTERM, SIGUSR1, Ctrl-C and the end of `trainer.max_time` let the running batch finish, then write it and
+    end the run, on all ranks after the same step. Lightning's ModelCheckpoint writes its last checkpoint only
+    when the best one improved.
 
     Args:
         monitor: the validation metric whose best value `best.ckpt` has; None keeps no best.
@@ -86,13 +95,13 @@ class RunCheckpoint(Checkpoint):
         )
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.request.listen(getattr(trainer.strategy, "_timeout", None))  # of those for several devices
+        self._listen(trainer)
 
     def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._monitored(trainer)  # a misspelt name ends the run now and not after the first epoch
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.request.listen(getattr(trainer.strategy, "_timeout", None))  # of those for several devices
+        self._listen(trainer)
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         if trainer.is_global_zero and not trainer.fast_dev_run:
             folder = Path(trainer.default_root_dir)
@@ -132,13 +141,14 @@ class RunCheckpoint(Checkpoint):
             return
         value = self._monitored(trainer)
         improved = value is not None and self._improves(value)
+        before, names = self.best, []
         if trainer.strategy.broadcast(improved):  # saving is collective: all ranks do what rank 0 found
-            self.best = value
-            self._save(trainer, "best", self._next_place(trainer))
-        if self._between_steps(trainer):
-            self._save_last(trainer, self._next_place(trainer))
-        else:
-            self._owed = True
+            self.best, names = value, ["best"]
+        self._owed = not self._between_steps(trainer)
+        if not self._owed and trainer.global_step > self._saved_step:
+            names.append("last")
+        if names and not self._save(trainer, names, self._next_place(trainer)):
+            self.best = before
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._owed |= not trainer.enable_validation
@@ -146,6 +156,7 @@ class RunCheckpoint(Checkpoint):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.fast_dev_run:
             self._save_last(trainer, self._next_place(trainer), final=True)
+        self.request.leaves = True
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -164,6 +175,10 @@ class RunCheckpoint(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
+
+    def _listen(self, trainer: L.Trainer) -> None:
+        if not trainer.fast_dev_run:  # which saves nothing
+            self.request.listen(getattr(trainer.strategy, "_timeout", None))  # of those for several devices
 
     def _is_due(self, step: int) -> bool:
         if step == self._saved_step:
@@ -203,20 +218,26 @@ class RunCheckpoint(Checkpoint):
     ) -> None:
         self._owed = False
         if trainer.global_step > self._saved_step:
-            self._saved_at = time.monotonic()
-            if self._save(trainer, "last", place, final=final, validate=validate):
-                self._saved_step = trainer.global_step
+            self._save(trainer, ["last"], place, final=final, validate=validate)
 
     def _save(
-        self, trainer: L.Trainer, name: str, place: Place, *, final: bool = False, validate: bool = False
+        self,
+        trainer: L.Trainer,
+        names: Sequence[str],
+        place: Place,
+        *,
+        final: bool = False,
+        validate: bool = False,
     ) -> bool:
-        """Saves on all ranks; whether it could be written.
+        """Saves on all ranks, once, under all of the names in this order; whether it could be written.
 
         Raises:
             NotSaved: it could not, and it was `final`.
         """
-        path = Path(trainer.default_root_dir) / f"{name}.ckpt"
+        *others, path = [Path(trainer.default_root_dir) / f"{name}.ckpt" for name in names]
         part = path.with_name(path.name + PART)
+        if "last" in names:
+            self._saved_at = time.monotonic()
         problem = None
         self._writing = (place, validate)
         try:
@@ -227,9 +248,14 @@ class RunCheckpoint(Checkpoint):
         finally:
             self._writing = None
         if trainer.is_global_zero and problem is None:
-            put_in_place(part, path)
-            if name == "last" and self.keep:
-                keep_copy(path, trainer.global_step, self.keep)
+            try:
+                for other in others:
+                    name_also(part, other)
+                put_in_place(part, path)
+                if "last" in names and self.keep:
+                    keep_copy(path, trainer.global_step, self.keep)
+            except OSError as error:  # such as a full disk, where there are no links and names are copies
+                problem = f"{part} could not be put in its place ({error.strerror})"
         problem = trainer.strategy.broadcast(problem)
         if problem and final:
             raise NotSaved(
@@ -237,4 +263,6 @@ class RunCheckpoint(Checkpoint):
             )
         if problem:
             rank_zero_warn(f"{problem}. Training goes on; the checkpoint of step {self._saved_step} stays.")
+        elif "last" in names:
+            self._saved_step = trainer.global_step
         return problem is None
