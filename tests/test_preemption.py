@@ -17,7 +17,6 @@ from vqvae2.callbacks.preemption import (
     RESUMABLE,
     Stopped,
     StopRequest,
-    leave_on_signal,
     requeue,
     restarted,
     slurm_job,
@@ -159,15 +158,9 @@ def test_a_job_that_completes_itself_ends_at_once_and_is_queued_again(tmp_path, 
     asked = tmp_path / "asked"
     fake_scontrol(tmp_path, monkeypatch, f'echo "$@" >> {asked}')
     monkeypatch.setenv("SLURM_JOB_ID", "21")
-    before = signal.getsignal(signal.SIGUSR1)
-    try:
-        leave_on_signal()
-        with pytest.raises(
-            Stopped, match=r"SIGUSR1; what is written stays.*SLURM job 21 is queued again"
-        ) as stop:
-            os.kill(os.getpid(), signal.SIGUSR1)
-    finally:
-        signal.signal(signal.SIGUSR1, before)
+    stays = r"SIGUSR1; what is written stays.*SLURM job 21 is queued again"
+    with StopRequest().at_hand(), pytest.raises(Stopped, match=stays) as stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
     assert stop.value.status == RESUMABLE
     assert asked.read_text() == "requeue 21\n"
 

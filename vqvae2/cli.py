@@ -24,7 +24,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tqdm import tqdm
 
 from vqvae2.callbacks.checkpoint_files import StreamedCheckpoints, check_whole, find_last, read_facts
-from vqvae2.callbacks.chunks import ChunkWriter
 from vqvae2.callbacks.folder_lock import locked
 from vqvae2.callbacks.identity import RUN, concerns_network, differences, listed, moved, run_identity
 from vqvae2.callbacks.loggers import MetricsFile, WandbLogger, WandbSettings
@@ -351,6 +350,8 @@ class SuiteCLI(LightningCLI):
 
     def predict(self, **kwargs: Any) -> None:
         """Callbacks write what a predict job makes; keeping it in memory too would fill the memory."""
+        from vqvae2.callbacks.chunks import ChunkWriter  # webdataset, which other verbs start without
+
         for writer in self.trainer.callbacks:
             if isinstance(writer, ChunkWriter):
                 another = "Wait for it or stop it, or give the writer another folder."

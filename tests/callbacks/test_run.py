@@ -71,21 +71,23 @@ def test_nan_is_never_best_and_hides_no_later_best(tmp_path):
     saved = []
 
     class Spy(RunCheckpoint):
-        def _save(self, trainer, name, *_, **__):
-            saved.append((name, trainer.global_step))
+        def _save(self, trainer, names, *_, **__):
+            saved.append((*names, trainer.global_step))
+            self._saved_step = trainer.global_step
             return True
 
     options = {"max_epochs": 4, "num_sanity_val_steps": 0, "callbacks": [Spy(monitor="score")]}
     trainer(tmp_path, **options).fit(Scripted(hidden=1), FakeData(size=4))
-    assert saved == [("last", 1), ("best", 2), ("last", 2), ("last", 3), ("best", 4), ("last", 4)]
+    assert saved == [("last", 1), ("best", "last", 2), ("last", 3), ("best", "last", 4)]
 
 
 def test_without_validation_every_epoch_is_kept_as_last(tmp_path):
     saved = []
 
     class Spy(RunCheckpoint):
-        def _save(self, trainer, name, *_, **__):
-            saved.append((name, trainer.global_step))
+        def _save(self, trainer, names, *_, **__):
+            saved.append((*names, trainer.global_step))
+            self._saved_step = trainer.global_step
             return True
 
     options = {"max_epochs": 2, "limit_val_batches": 0, "callbacks": [Spy()]}

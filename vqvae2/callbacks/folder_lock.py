@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
 _HELD_BY_ANOTHER = (errno.EACCES, errno.EAGAIN)
 _NOT_HERE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.EIO)  # of network file systems
-_NODE_RANKS = ("NODE_RANK", "GROUP_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+# Whoever starts ranks numbers them by some of these, on each node and over all.
+_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "PMI_RANK")
 
 
 @contextmanager
@@ -26,7 +27,7 @@ def locked(folder: Path, verb: str, mend: str) -> Iterator[None]:
     file system knows no locks, a warning says so.
 
     Args:
-        folder: made if it is not there.
+        folder: made if it is not there, and removed again if nothing came into it.
         verb: kind of the run.
         mend: what the user can do instead, for the message.
 
@@ -36,17 +37,20 @@ def locked(folder: Path, verb: str, mend: str) -> Iterator[None]:
     if not _is_first_rank(os.environ):
         yield
         return
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".{verb}.lock"
-    descriptor = _open_locked(path, verb, mend)
+    descriptor = None
     try:
+        descriptor = _open_locked(path, verb, mend)
         yield
     finally:
         if descriptor is not None:
             path.unlink(missing_ok=True)
             os.close(descriptor)
-        with suppress(OSError):  # it is not empty
-            folder.rmdir()
+        with suppress(OSError):  # what the run has written to stays
+            for path in made:
+                path.rmdir()
 
 
 def _open_locked(path: Path, verb: str, mend: str) -> int | None:
@@ -93,5 +97,5 @@ def _holder(descriptor: int) -> str:
 
 
 def _is_first_rank(environment: Mapping[str, str]) -> bool:
-    """Before there is a process group, when on each of several nodes Lightning takes one for the first."""
-    return rank_zero_only.rank == 0 and not any(int(environment.get(name) or 0) for name in _NODE_RANKS)
+    """Before there is a process group, which would know."""
+    return not any(int(environment.get(name) or 0) for name in _RANKS)

@@ -102,11 +102,20 @@ class Split:
         return pixels
 
     def next_readable(self, i: int) -> tuple[np.ndarray | Strip, int]:
-        """The pixels of the first readable image from i on, and its number."""
+        """The pixels of the first readable image from i on, and its number.
+
+        Raises:
+            ValueError: there is none; names the first files.
+        """
         for j in chain(range(i, len(self)), range(i)):
             if (pixels := self.pixels(j)) is not None:
                 return pixels, j
-        raise ValueError(f"none of the {len(self)} {self.name} images of {self.source.location} can be read.")
+        names = self.unreadable_names()
+        listed = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        raise ValueError(
+            f"none of the {len(self)} {self.name} images of {self.source.location} can be read: {listed}. "
+            "Give others; the log says for each why."
+        )
 
     def label(self, i: int) -> int:
         return self.source.label(int(self.samples[i]))

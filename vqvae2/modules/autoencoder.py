@@ -116,6 +116,8 @@ class AutoencoderModule(NetworkModule):
 
     def on_validation_epoch_end(self) -> None:
         total, *means = distributed.all_reduce_sum(self._sums)
+        if not total:  # an error if all of them are unreadable, and not only those of the sanity check
+            self.trainer.datamodule.splits["val"].next_readable(0)
         loss, mse, *commitments = (mean / total for mean in means)
         psnr = 10 * torch.log10(PEAK**2 / mse)
         self.log_dict({"val/loss": loss, "val/mse": mse, "val/psnr": psnr}, prog_bar=True)

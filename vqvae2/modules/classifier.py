@@ -108,7 +108,9 @@ class ClassifierModule(NetworkModule):
             self._tally.update(self.average(batch.images), batch.labels)
 
     def on_validation_epoch_end(self) -> None:
-        figures = self._tally.all_reduce().figures("val")
+        if not self._tally.all_reduce().num_images:  # see `AutoencoderModule`
+            self.trainer.datamodule.splits["val"].next_readable(0)
+        figures = self._tally.figures("val")
         top5 = figures.pop("val/accuracy_top5", None)
         self.log_dict(figures, prog_bar=True)
         if top5 is not None:
