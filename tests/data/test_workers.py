@@ -97,10 +97,19 @@ def test_signals_to_the_group_do_not_reach_the_workers(images, num_workers):
 
 
 def test_a_process_that_exits_in_the_middle_of_an_epoch_does_not_wait_for_its_workers(images):
-    process = FORKS.Process(target=lambda: next(iter(train_loader(images, size=8, workers=2))))
+    """Nor, as then torch leaves it to its parent to end them, do they outlive it."""
+
+    def work():
+        global kept  # or torch ends them when the loader is no longer in use
+        kept = iter(train_loader(images, size=8, workers=2))
+        next(kept)
+
+    process = FORKS.Process(target=work)
     process.start()
-    process.join(20)
-    assert process.exitcode == 0
+    process.join(10)
+    code = process.exitcode
+    process.kill()
+    assert code == 0
 
 
 def test_workers_of_a_killed_process_end_though_nobody_takes_their_batches(images, small):
