@@ -76,13 +76,20 @@ def latent_data(latents: str, **options: Any) -> dict:
 
 
 def start(
-    folder: Path, *args: str, ranks: int = 1, before: Callable[[int], None] = lambda rank: None
+    folder: Path,
+    *args: str,
+    verb: str = "fit",
+    ranks: int = 1,
+    before: Callable[[int], None] = lambda rank: None,
 ) -> list[Any]:
-    """Starts `lightning fit -c job.yaml ARGS` in `folder`, as torchrun would; what it says goes to `log`.
+    """Starts `lightning VERB -c job.yaml ARGS` in `folder`, as torchrun would; what it says goes to `log`.
+
+    The ranks are a process group of their own, whose number is the first one's.
 
     Args:
         folder: with `job.yaml`.
         args: more of the command line.
+        verb: of the job.
         ranks: processes.
         before: called in each process at first, with its rank.
     """
@@ -99,7 +106,7 @@ def start(
         warnings.showwarning = lambda message, *_, **__: print(message, file=sys.stderr)  # not to pytest
         torch.set_num_threads(1)
         os.environ |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        command = ["fit", "-c", "job.yaml", *args]
+        command = [verb, "-c", "job.yaml", *args]
         if ranks > 1:
             names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK")
             os.environ |= dict.fromkeys(names, str(rank)) | {"GROUP_RANK": "0"}
@@ -113,6 +120,7 @@ def start(
     processes = [context.Process(target=work, args=(rank,)) for rank in range(ranks)]
     for process in processes:
         process.start()
+        os.setpgid(process.pid, processes[0].pid)
     return processes
 
 

@@ -1,8 +1,10 @@
 """Runs that are told to stop: by signals, by the clock; on one rank or two, under SLURM or not."""
 
+import multiprocessing
 import os
 import signal
 import stat
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ from tests import fit_runs
 from tests.fit_runs import final_state, first_difference, run, said, start, wait, write_config
 from tests.modules.test_training import latents
 from vqvae2.callbacks.preemption import (
+    INTERRUPTED,
     RESUMABLE,
     Stopped,
     StopRequest,
@@ -28,10 +31,11 @@ __all__ = ["latents"]  # a fixture
 
 @pytest.fixture
 def job(tmp_path, latents) -> Callable[..., Path]:
-    def make(name: str, **trainer: object) -> Path:
+    def make(name: str, workers: int = 0, **trainer: object) -> Path:
         folder = tmp_path / name
         folder.mkdir()
-        model, data = fit_runs.top_prior(dropout=0.3), fit_runs.latent_data(latents)
+        model = fit_runs.top_prior(dropout=0.3)
+        data = fit_runs.latent_data(latents, num_workers=workers)
         return write_config(folder / "job.yaml", model=model, data=data, **trainer).parent
 
     return make
@@ -72,6 +76,7 @@ def step_of(folder: Path) -> int:
     [
         (signal.SIGTERM, "training_step", 6, 6),
         (signal.SIGUSR1, "training_step", 5, 5),  # the last of an epoch
+        (signal.SIGINT, "training_step", 6, 6),
         (signal.SIGTERM, "validation_step", 1, 4),  # the validation is begun again
         (signal.SIGTERM, "validation_step", 2, 4),
     ],
@@ -80,13 +85,48 @@ def test_a_signal_ends_the_run_after_its_batch_and_the_same_command_goes_on(
     job, whole, signum, where, call, step
 ):
     folder = job("stopped")
-    assert run(folder, before=signals_itself(signum, where, call)) == [RESUMABLE], said(folder)
+    ctrl_c = signum == signal.SIGINT
+    status = INTERRUPTED if ctrl_c else RESUMABLE
+    assert run(folder, before=signals_itself(signum, where, call)) == [status], said(folder)
     assert step_of(folder) == step
-    name = signal.Signals(signum).name
+    name = "Ctrl-C" if ctrl_c else signal.Signals(signum).name
+    assert said(folder).count("another Ctrl-C ends at once") == ctrl_c
     message = f"stopped by {name}; run/last.ckpt is at step {step}. The same command goes on from there."
     assert said(folder).endswith(message)
     assert run(folder) == [0], said(folder)
     assert first_difference(final_state(folder), whole) is None
+
+
+@pytest.mark.parametrize(
+    ("signum", "ranks", "workers"),
+    [(signal.SIGTERM, 1, 4), (signal.SIGTERM, 2, 1), (signal.SIGINT, 1, 1), (signal.SIGINT, 2, 4)],
+)
+def test_a_signal_to_the_whole_process_group_leaves_the_workers_to_their_batches(
+    job, whole, signum, ranks, workers
+):
+    """As `timeout`, launchers and terminals send it; the processes that load are of that group, too."""
+    folder = job("stopped", workers=workers)
+
+    def before(own_rank: int) -> None:
+        step = PriorModule.training_step
+
+        def training_step(self: PriorModule, *args: object) -> torch.Tensor:
+            if self.global_step == 5 and own_rank == 0:
+                children = len(multiprocessing.active_children())
+                subprocess.run(["kill", f"-{int(signum)}", "--", f"-{os.getpgid(0)}"], check=False)
+                print(f"{children} children were signalled")
+            return step(self, *args)
+
+        PriorModule.training_step = training_step
+
+    status = INTERRUPTED if signum == signal.SIGINT else RESUMABLE
+    assert run(folder, ranks=ranks, before=before) == [status] * ranks, said(folder)
+    assert f"{2 * workers} children were signalled" in said(folder)  # of training and of validation
+    assert "killed by signal" not in said(folder)
+    assert step_of(folder) == 6
+    if ranks == 1:
+        assert run(folder) == [0], said(folder)
+        assert first_difference(final_state(folder), whole) is None
 
 
 def test_a_signal_in_the_validation_that_ends_an_epoch(job):
@@ -196,25 +236,35 @@ def test_the_time_limit_ends_a_run_between_two_batches_without_a_validation(job,
     assert first_difference(final_state(folder), whole) is None
 
 
-def test_a_second_signal_ends_at_once_but_not_the_same_one_passed_on(monkeypatch):
+@pytest.mark.parametrize(
+    ("signum", "code", "same_s", "second_s"),
+    [(signal.SIGTERM, 2, 1.0, 3.0), (signal.SIGINT, 4, 0.1, 0.4)],  # people press twice within a second
+)
+def test_a_second_signal_ends_at_once_but_not_the_same_one_passed_on(
+    monkeypatch, signum, code, same_s, second_s
+):
     now, killed = 100.0, []
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(os, "kill", lambda pid, signum: killed.append(signum))
-    before = [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGUSR1)]
     request = StopRequest()
-    request.listen()
-    try:
-        signal.raise_signal(signal.SIGTERM)
-        now = 101.0
-        signal.raise_signal(signal.SIGTERM)
-        assert (request.agreed(), killed) == ((2, False), [])
-        now = 103.0
-        signal.raise_signal(signal.SIGTERM)
-        assert killed == [signal.SIGTERM]
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    finally:
-        for signum, handler in zip((signal.SIGTERM, signal.SIGUSR1), before, strict=True):
-            signal.signal(signum, handler)
+    with request.at_hand():
+        request.listen()
+        signal.raise_signal(signum)
+        now = 100 + same_s
+        signal.raise_signal(signum)
+        assert (request.agreed(), killed) == ((code, False), [])
+        now = 100 + second_s
+        signal.raise_signal(signum)
+        assert killed == [signum]
+        assert signal.getsignal(signum) == signal.SIG_DFL
+
+
+def test_signals_are_given_back_at_the_end():
+    before = [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
+    with StopRequest().at_hand(), pytest.raises(Stopped, match="stopped by Ctrl-C") as stop:
+        signal.raise_signal(signal.SIGINT)
+    assert stop.value.status == INTERRUPTED
+    assert [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)] == before
 
 
 def test_a_run_that_hangs_can_be_ended_by_a_second_signal(job):
