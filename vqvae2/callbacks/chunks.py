@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -66,6 +67,10 @@ class ChunkWriter(L.Callback, ABC):
         """Where a chunk goes, relative to the folder."""
 
     @abstractmethod
+    def sample_bytes(self, trainer: L.Trainer, module: L.LightningModule) -> int:
+        """How many bytes a sample takes in a file, at least."""
+
+    @abstractmethod
     def count_samples(self, path: Path, dataset: Dataset, samples: range, module: L.LightningModule) -> int:
         """How many samples a chunk's file holds.
 
@@ -91,7 +96,7 @@ class ChunkWriter(L.Callback, ABC):
         """Finds out what the folder holds; changes nothing yet.
 
         Raises:
-            ValueError: the folder cannot be written, or is another job's.
+            ValueError: the folder cannot be written, has no room for what is asked for, or is another job's.
         """
         check_writable(self.folder)
         if not isinstance(trainer.limit_predict_batches, float) or trainer.limit_predict_batches < 1:
@@ -102,6 +107,8 @@ class ChunkWriter(L.Callback, ABC):
         data = trainer.datamodule
         data.finished = {}
         batches = data.predict_batches()
+        num_samples = sum(chunks.num_samples for chunks in batches.values())
+        self._check_room(num_samples, self.sample_bytes(trainer, pl_module))
         self._job = Job(
             self.identity(trainer, pl_module),
             {split: chunks.num_samples for split, chunks in batches.items()},
@@ -160,6 +167,19 @@ class ChunkWriter(L.Callback, ABC):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self._summary:  # by now the progress bar is closed
             print(self._summary)
+
+    def _check_room(self, num_samples: int, sample_bytes: int) -> None:
+        """
+        Raises:
+            ValueError: the disk could not hold so many samples even without the files of ours that are there.
+        """
+        place = next(path for path in (self.folder, *self.folder.absolute().parents) if path.is_dir())
+        free = shutil.disk_usage(place).free + sum(path.stat().st_size for path in self._our_files())
+        if num_samples * sample_bytes > free:
+            raise ValueError(
+                f"{num_samples:,} samples take at least {num_samples * sample_bytes / 1e9:,.0f} GB, but "
+                f"{self.folder} has room for {free / 1e9:,.1f} GB. Ask for fewer, or name a folder elsewhere."
+            )
 
     def _asked_before(self) -> dict[str, int] | None:
         """How many samples the run asked for that this one continues; None if it starts anew."""

@@ -8,7 +8,7 @@ import lightning as L
 import numpy as np
 
 from vqvae2.callbacks.chunks import ChunkWriter, Splits
-from vqvae2.data.latent_shards import CODES, write_shard
+from vqvae2.data.latent_shards import CODES, LABELS, write_shard
 from vqvae2.data.latents import Manifest, write_manifest
 from vqvae2.data.shards import Shard, index_members, read_member
 from vqvae2.data.views import ViewImages
@@ -46,6 +46,11 @@ class LatentWriter(ChunkWriter):
 
     def file(self, split: str, number: int) -> str:
         return f"{split}/{number:06d}.tar"
+
+    def sample_bytes(self, trainer: L.Trainer, module: EncodeModule) -> int:
+        size = trainer.datamodule.image_size
+        codes = sum(height * width for height, width in module.network.grids(size, size))
+        return codes * CODES.itemsize + LABELS.itemsize
 
     def count_samples(self, path: Path, dataset: ViewImages, samples: range, module: EncodeModule) -> int:
         keys: list[str] = []

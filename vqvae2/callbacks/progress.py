@@ -1,6 +1,7 @@
 """The progress bar of jobs that write files: images, over all devices."""
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
@@ -25,7 +26,7 @@ class ImageProgress(ProgressBar):
         super().__init__()
         self._enabled = True
         self._bar: tqdm | None = None
-        self._sizes: list[list[int]] = []  # of this rank's batches in each split
+        self._batches: list[Iterator[range]] = []  # of this rank that are still to come, in each split
         self._begun_at = self._mine = self._done = 0  # images
 
     def disable(self) -> None:
@@ -41,8 +42,8 @@ class ImageProgress(ProgressBar):
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         splits = trainer.datamodule.predict_batches().values()
         self._begun_at = sum(split.num_finished for split in splits)
-        self._sizes = [[len(batch) for batch in split.batches()] for split in splits]
-        self._mine, self._done = sum(map(sum, self._sizes)), 0
+        self._batches = [split.batches() for split in splits]
+        self._mine, self._done = sum(split.num_mine for split in splits), 0
         terminal = sys.stdout.isatty()
         self._bar = tqdm(
             total=sum(split.num_samples for split in splits),
@@ -65,7 +66,7 @@ class ImageProgress(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._done += self._sizes[dataloader_idx][batch_idx]
+        self._done += len(next(self._batches[dataloader_idx]))
         if self._bar is not None and self._mine:
             missing = self._bar.total - self._begun_at
             self._bar.update(self._begun_at + missing * self._done // self._mine - self._bar.n)

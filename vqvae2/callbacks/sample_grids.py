@@ -14,6 +14,8 @@ from vqvae2.modules.sample import SampleModule
 from vqvae2.pixels import to_uint8
 
 GREY = 128
+MOST_COLUMNS = 20  # of a picture with a class a column
+_COLUMNS = 10  # of other pictures
 
 
 class StoredImages:
@@ -40,22 +42,47 @@ class StoredImages:
         return torch.tensor(to_pixels(open_image(read_member(path, png))))
 
 
-def sample_grid(images: StoredImages, *, columns: int, rows: int) -> Tensor:
-    """The first images, uint8 [C, height, width], row by row."""
+def sample_grid(images: StoredImages, pattern: Sequence[int], *, columns: int | None, rows: int) -> Tensor:
+    """The first images, uint8 [C, height, width].
+
+    Args:
+        images: image i has the label `pattern[i % len(pattern)]`.
+        pattern: labels, -1 without classes.
+        columns: so many images fill a row, then the next. None gives each class a column, in the order in
+            which the classes come first, grey where it has fewer images; of one class, none, or more than
+            `MOST_COLUMNS`, 10 images fill a row.
+        rows: at most so many.
+    """
+    classes = list(dict.fromkeys(pattern))
+    if columns is None and 1 < len(classes) <= MOST_COLUMNS:
+        return _by_class(images, pattern, classes, rows)
+    columns = columns or _COLUMNS
     shown = [images[number] for number in range(min(columns * rows, images.num_images))]
     return make_grid(torch.stack(shown), nrow=columns, padding=1)
 
 
+def _by_class(images: StoredImages, pattern: Sequence[int], classes: list[int], rows: int) -> Tensor:
+    numbers: dict[int, list[int]] = {label: [] for label in classes}
+    for number in range(min(images.num_images, len(pattern) * rows)):  # each class comes in each pattern
+        numbers[pattern[number % len(pattern)]].append(number)
+    rows = min(rows, max(map(len, numbers.values())))
+    grey = torch.full_like(images[0], GREY)
+    shown = [
+        images[found[row]] if row < len(found) else grey for row in range(rows) for found in numbers.values()
+    ]
+    return make_grid(torch.stack(shown), nrow=len(classes), padding=1)
+
+
 @torch.no_grad()
 def prompt_grid(
-    images: StoredImages, module: SampleModule, data: PromptRequests, *, columns: int, rows: int
+    images: StoredImages, module: SampleModule, data: PromptRequests, *, columns: int | None, rows: int
 ) -> Tensor:
     """uint8 [C, height, width]: a row for each of the first prompts.
 
     From left to right: the prompt's own codes decoded; what is kept of them; what was sampled. What is hidden
     is grey in the second, or, where levels are kept whole, what these decode to with zeros for the others.
     """
-    count, per_row = min(rows, data.num_prompts), min(max(columns - 2, 1), data.per_prompt)
+    count, per_row = min(rows, data.num_prompts), min(max((columns or _COLUMNS) - 2, 1), data.per_prompt)
     codes = [level.to(module.device) for level in data.codes(range(count))]
     own = to_uint8(module.autoencoder.decode(codes)).cpu()
     kept = torch.full_like(own, GREY)

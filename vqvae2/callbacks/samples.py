@@ -30,6 +30,8 @@ from vqvae2.pixels import png_bytes, write_png
 
 GRID = "grid.png"
 
+_BLOCK = 512  # bytes, of a tar: a header, then the content in whole blocks
+
 
 class SampleWriter(ChunkWriter):
     """One WebDataset tar a chunk; sample KEY is its number and has the members
@@ -43,8 +45,8 @@ class SampleWriter(ChunkWriter):
 
     Args:
         folder: for all this.
-        grid_columns: images in a row of the grid; of a model with classes each column is a class. With
-            prompts two of them show the prompt and what is kept of it.
+        grid_columns: images in a row of the grid. With prompts two of them show the prompt and what is kept
+            of it. null: each of 2 to 20 classes has a column of its own; otherwise 10.
         grid_rows: its rows.
         overwrite: see `ChunkWriter`.
     """
@@ -53,10 +55,10 @@ class SampleWriter(ChunkWriter):
     outputs = (SCORES, GRID)
 
     def __init__(
-        self, folder: str, *, grid_columns: int = 10, grid_rows: int = 10, overwrite: bool = False
+        self, folder: str, *, grid_columns: int | None = None, grid_rows: int = 10, overwrite: bool = False
     ) -> None:
         super().__init__(folder, overwrite=overwrite)
-        if min(grid_columns, grid_rows) < 1:
+        if min(grid_rows if grid_columns is None else grid_columns, grid_rows) < 1:
             raise ValueError(f"The grid is {grid_columns} by {grid_rows}, wanted at least one image.")
         self.grid_columns = grid_columns
         self.grid_rows = grid_rows
@@ -73,6 +75,12 @@ class SampleWriter(ChunkWriter):
 
     def file(self, split: str, number: int) -> str:
         return f"{number:06d}.tar"
+
+    def sample_bytes(self, trainer: L.Trainer, module: SampleModule) -> int:
+        spec = module.spec
+        codes = [level.height * level.width * CODES.itemsize for level in spec.levels]
+        members = [1, 1, *codes, *([1] if spec.num_classes else [])]  # picture, facts, codes, label
+        return sum(_BLOCK + -(-size // _BLOCK) * _BLOCK for size in members)
 
     def count_samples(self, path: Path, dataset: Dataset, samples: range, module: SampleModule) -> int:
         found = index_members(path)
@@ -97,12 +105,16 @@ class SampleWriter(ChunkWriter):
         images = StoredImages(self.folder, shards, data.chunk_size)
         size = {"columns": self.grid_columns, "rows": self.grid_rows}
         prompted = isinstance(data, PromptRequests)
-        grid = prompt_grid(images, module, data, **size) if prompted else sample_grid(images, **size)
+        if prompted:
+            grid = prompt_grid(images, module, data, **size)
+        else:
+            grid = sample_grid(images, data.pattern(module.spec.num_classes), **size)
         write_png(self.folder / GRID, grid)
         content = {
             "format": SAMPLES,
             "num_samples": images.num_images,
             "num_classes": module.spec.num_classes,
+            "classes": list(module.classes),
             "autoencoder": module.spec.autoencoder,
             "latents": module.spec.to_dict(),
             "checkpoints": module.checkpoints,

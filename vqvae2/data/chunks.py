@@ -10,6 +10,8 @@ from torch.utils.data import DataLoader, Dataset
 from vqvae2.data.loader import batch_loader
 from vqvae2.data.order import ChunkBatches
 
+MAX_FILES = 10**6  # of a split: their names have six digits
+
 
 class ChunkedDataModule(L.LightningDataModule):
     """The predict loaders of a job whose writer makes one file of each chunk.
@@ -42,16 +44,26 @@ class ChunkedDataModule(L.LightningDataModule):
         """What decides which samples these are, without how many (plain types)."""
 
     def predict_batches(self) -> dict[str, ChunkBatches]:
-        """How the data of each split are cut into batches."""
-        return {
-            name: ChunkBatches(
-                len(dataset),
+        """How the data of each split are cut into batches.
+
+        Raises:
+            ValueError: they would fill too many files.
+        """
+        found = {}
+        for name, dataset in self.predict_datasets().items():
+            num_samples = dataset.__len__()  # len() fails from 2^63 on
+            if num_samples > MAX_FILES * self.chunk_size:
+                raise ValueError(
+                    f"The job asks for {num_samples:,} {name}, which is more than {MAX_FILES:,} files of "
+                    f"{self.chunk_size:,}. Ask for fewer, or set a larger chunk_size."
+                )
+            found[name] = ChunkBatches(
+                num_samples,
                 batch_size=self.batch_size,
                 chunk_size=self.chunk_size,
                 finished=self.finished.get(name, ()),
             )
-            for name, dataset in self.predict_datasets().items()
-        }
+        return found
 
     def predict_dataloader(self) -> list[DataLoader]:
         batches = self.predict_batches()

@@ -70,3 +70,24 @@ def numbered_classes(labels: np.ndarray, names: Sequence[str], location: str) ->
             "classes 0, 1, 2, …, or set num_classes to 0 to ignore them."
         )
     return [str(label) for label in range(count)]
+
+
+def by_number(names: Sequence[str]) -> bool:
+    """Whether classes are known by their numbers alone, as those of tars are, or not at all."""
+    return all(name == str(label) for label, name in enumerate(names))
+
+
+def comparable(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether both sides name their classes."""
+    return not by_number(one) and not by_number(other)
+
+
+def labels_among(names: Sequence[str], wanted: Sequence[str]) -> list[int]:
+    """The label that each of `names` has among the classes `wanted`; -1 for one that is not there."""
+    label_of = {name: label for label, name in enumerate(composed(wanted))}
+    return [label_of.get(name, -1) for name in composed(names)]
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names, for messages."""
+    return ", ".join(names[:10]) + (f", … ({len(names)})" if len(names) > 10 else "")

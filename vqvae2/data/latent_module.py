@@ -37,7 +37,7 @@ class LatentDataset(Dataset):
 
     def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
         self.folder = folder
-        self.spec = manifest.spec
+        self.spec, self.classes = manifest.spec, manifest.classes
         self.shards = manifest.splits.get(split, ())
         self.records = [index_shard(folder / shard.file, self.spec) for shard in self.shards]
         counted = [sum(record.num_samples for record in records) for records in self.records]

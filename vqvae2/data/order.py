@@ -152,25 +152,34 @@ class ChunkBatches(Sampler[list[Index]]):
         """Samples in the chunks that are left out."""
         return sum(len(self.chunk(number)) for number in self.finished)
 
+    @property
+    def num_mine(self) -> int:
+        """Samples in the chunks of this rank."""
+        return sum(len(self.chunk(number)) for number in self._mine())
+
     def chunk(self, number: int) -> range:
         """The samples of a chunk."""
         first = number * self.chunk_size
         return range(first, min(first + self.chunk_size, self.num_samples))
 
-    def batches(self) -> list[range]:
+    def batches(self) -> Iterator[range]:
         """The samples of each batch of this rank."""
+        mine = self._mine()
+        for number in mine:
+            chunk = self.chunk(number)
+            for start in range(0, len(chunk), self.batch_size):
+                yield chunk[start : start + self.batch_size]
+        if not mine:
+            yield range(0)
+
+    def _mine(self) -> list[int]:
+        """The numbers of this rank's chunks."""
         missing = [number for number in range(self.num_chunks) if number not in self.finished]
-        mine = [self.chunk(number) for number in missing[distributed.rank() :: distributed.world_size()]]
-        batches = [
-            chunk[start : start + self.batch_size]
-            for chunk in mine
-            for start in range(0, len(chunk), self.batch_size)
-        ]
-        return batches or [range(0)]
+        return missing[distributed.rank() :: distributed.world_size()]
 
     def __iter__(self) -> Iterator[list[Index]]:
         for batch in self.batches():
             yield [(0, sample) for sample in batch]
 
     def __len__(self) -> int:
-        return len(self.batches())
+        return sum(-(-len(self.chunk(number)) // self.batch_size) for number in self._mine()) or 1

@@ -6,9 +6,10 @@ Shape legend: B batch, h w a level's grid.
 """
 
 import hashlib
-import json
+import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vqvae2.data.chunks import ChunkedDataModule
+from vqvae2.data.class_names import by_number, comparable, labels_among, some
 from vqvae2.data.jobs import written_by
 from vqvae2.data.latent_module import LatentDataset
 from vqvae2.data.latent_shards import check_files, verify
@@ -32,7 +34,10 @@ from vqvae2.data.latents import (
 )
 from vqvae2.data.order import Index
 from vqvae2.data.requests import SPLIT, RequestBatch
-from vqvae2.data.shards import MANIFEST, Member, Shard, index_members, npy_array, read_member
+from vqvae2.data.sampled_codes import SampledCodes
+from vqvae2.data.shards import Shard
+
+log = logging.getLogger(__name__)
 
 SAMPLES = "vqvae2 samples"  # the format that a folder of samples says it has
 
@@ -43,6 +48,7 @@ class CodeSource(Protocol):
     """Codes that can be asked for by number."""
 
     spec: LatentSpec
+    classes: tuple[str, ...]  # in label order; () where the names are not known
     shards: Sequence[Shard]
 
     def __len__(self) -> int: ...
@@ -50,73 +56,13 @@ class CodeSource(Protocol):
     def __getitems__(self, indices: Sequence[Index]) -> LatentBatch: ...
 
 
-class SampledCodes:
-    """The codes and labels of a folder that the sample job wrote, by the samples' numbers.
-
-    Args:
-        folder: of the samples.
-
-    Raises:
-        ValueError: its manifest is not that of a finished sample job.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        try:
-            content = json.loads((folder / MANIFEST).read_bytes())
-            self.spec = LatentSpec.from_dict(content["latents"])
-            self.shards = tuple(Shard(**shard) for shard in content["shards"])
-        except FileNotFoundError:
-            raise ValueError(f"The samples in {folder} are not finished. Run their job again.") from None
-        except (KeyError, TypeError, ValueError) as error:
-            path = folder / MANIFEST
-            raise ValueError(f"{path} does not describe samples ({error}). Sample again.") from error
-        self._members: dict[Path, dict[str, dict[str, Member]]] = {}
-        self._starts = np.cumsum([0, *(shard.num_samples for shard in self.shards)])
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def __getitems__(self, indices: Sequence[Index]) -> LatentBatch:
-        rows = [self._read(sample) for _, sample in indices]
-        grids = [(len(rows), level.height, level.width) for level in self.spec.levels]
-        codes = tuple(
-            torch.tensor(np.array([codes[i] for codes, _ in rows], np.int64).reshape(grid))
-            for i, grid in enumerate(grids)
-        )
-        labels = torch.tensor([label for _, label in rows], dtype=torch.int64)
-        return LatentBatch(codes, labels, torch.tensor([sample for _, sample in indices], dtype=torch.int64))
-
-    def _read(self, sample: int) -> tuple[list[np.ndarray], int]:
-        """
-        Raises:
-            ValueError: the sample's shard is damaged, or holds other codes than the manifest says.
-        """
-        path = self.folder / self.shards[np.searchsorted(self._starts, sample, side="right") - 1].file
-        key = f"{sample:08d}"
-        try:
-            if path not in self._members:
-                self._members[path] = index_members(path)
-            members = self._members[path][key]
-            codes = [npy_array(read_member(path, members[f"{level.name}.npy"])) for level in self.spec.levels]
-            label = int(read_member(path, members["cls"])) if "cls" in members else -1
-        except (OSError, KeyError, ValueError) as error:
-            raise ValueError(f"{path} holds no codes of sample {key} ({error}). Sample again.") from error
-        for level, code in zip(self.spec.levels, codes, strict=True):
-            if code.shape != (level.height, level.width) or code.max() >= level.num_codes:
-                raise ValueError(
-                    f"{path}: sample {key} has {level.name} codes {list(code.shape)} up to {code.max()}, "
-                    f"wanted {[level.height, level.width]} below {level.num_codes}. Sample again."
-                )
-        return codes, label
-
-
 class PromptRequests(ChunkedDataModule):
     """Asks for images of which some codes are given: those of real images, or of other samples.
 
     Every prompt is completed `per_prompt` times: images 0 to per_prompt - 1 belong to the first, and so on. A
-    prompt's label is its images' class. Which prompts are the first is drawn once from all that the folder
-    holds, so asking for more of them later only adds images.
+    prompt's label is its images' class: the priors' class of the same name, or of the same number where one
+    side knows its classes by number only, as those of tars. Which prompts are the first is drawn once from
+    all that the folder holds, so asking for more of them later only adds images.
 
     A sampled code is drawn given the codes before it in its level and all codes of the levels above, as
     always when sampling. The rows that are kept of a lower level have no say in what is sampled of an upper
@@ -160,6 +106,7 @@ class PromptRequests(ChunkedDataModule):
         self.levels = tuple(levels or ())
         self.rows = rows
         self._source: CodeSource | None = None
+        self._label_of: Tensor | None = None  # int64, the priors' label of each of the folder's
 
     @cached_property
     def folder(self) -> Path:
@@ -189,20 +136,23 @@ class PromptRequests(ChunkedDataModule):
             check_files(self.folder, manifest)
             verify(self.folder, manifest)
 
-    def check(self, spec: LatentSpec, checkpoint: str) -> None:
-        """Refuses prompts that priors cannot complete.
+    def check(self, spec: LatentSpec, checkpoint: str, classes: Sequence[str] = ()) -> None:
+        """Refuses prompts that priors cannot complete, and finds the priors' labels of the others.
 
         Args:
             spec: of the codes that the priors have learned.
             checkpoint: of their autoencoder, for messages.
+            classes: names of the priors' classes in label order, where known.
 
         Raises:
-            ValueError: the prompts are other codes, have no label where one is needed, or what is to be kept
-                does not fit the levels.
+            ValueError: the prompts are other codes, are of no class of the priors where one is needed, or
+                what is to be kept does not fit the levels.
         """
         source = self.source
         check_autoencoder(source.spec, spec.autoencoder, codes=str(self.folder), checkpoint=checkpoint)
-        if source.spec != spec:
+        by_name = bool(spec.num_classes) and comparable(source.classes, classes)
+        found = replace(source.spec, num_classes=spec.num_classes) if by_name else source.spec
+        if found != spec:
             raise ValueError(
                 f"The prompts in {self.folder} are {source.spec.summary}, the priors learned {spec.summary}. "
                 "Give prompts of the latents that the priors were trained on."
@@ -213,6 +163,14 @@ class PromptRequests(ChunkedDataModule):
             raise ValueError(
                 f"Some prompts in {self.folder} have no label, but the priors need one of {spec.num_classes} "
                 "classes. Give labelled prompts."
+            )
+        if by_name:
+            self._label_of = self._labels_by_name(labels, classes)
+        elif spec.num_classes and not (by_number(source.classes) and by_number(classes)):
+            log.warning(
+                "%s or the priors know their classes by number only: class 0 there is taken for the priors' "
+                "class 0, and so on.",
+                self.folder,
             )
 
     def identity(self) -> dict[str, Any]:
@@ -231,6 +189,8 @@ class PromptRequests(ChunkedDataModule):
         """The images of some numbers [B]: what is kept of their prompts."""
         prompts = index // self.per_prompt
         codes, labels, places = self._codes(prompts.tolist())
+        if self._label_of is not None:
+            labels = self._label_of[labels]
         kept = []
         for level, code in zip(self.source.spec.levels, codes, strict=True):
             given = torch.full_like(code, -1)
@@ -260,6 +220,22 @@ class PromptRequests(ChunkedDataModule):
 
     def _codes(self, prompts: Sequence[int]) -> LatentBatch:
         return self.source.__getitems__([(0, int(self._order[prompt])) for prompt in prompts])
+
+    def _labels_by_name(self, labels: Tensor, classes: Sequence[str]) -> Tensor:
+        """The priors' label of each of the folder's labels, -1 for those that none of the prompts has.
+
+        Raises:
+            ValueError: prompts are of a class that the priors do not have.
+        """
+        names = self.source.classes
+        found = labels_among(names, classes)
+        strange = [names[label] for label in labels.unique().tolist() if found[label] < 0]
+        if strange:
+            raise ValueError(
+                f"Prompts in {self.folder} are of the class {some(strange)}, which is not among the priors' "
+                f"classes {some(classes)}. Give prompts of these, in class folders of the same names."
+            )
+        return torch.tensor(found)
 
     def _check_levels(self) -> None:
         levels = self.source.spec.levels

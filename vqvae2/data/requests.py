@@ -1,6 +1,7 @@
 """What the sample job is asked for: which images, of which classes."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,8 @@ from vqvae2.data.latents import LatentSpec
 from vqvae2.data.order import Index
 
 SPLIT = "samples"  # what the sample job calls its only split
+
+_MAX_PATTERN = 10**6  # labels, which the job's files list
 
 
 class RequestBatch(NamedTuple):
@@ -73,7 +76,8 @@ class SampleRequests(ChunkedDataModule):
         """The labels of the first images, which repeat; [-1] for a model without classes.
 
         Raises:
-            ValueError: a label is out of range of `num_classes` classes, or asked of a model without classes.
+            ValueError: a label is out of range of `num_classes` classes, or asked of a model without classes,
+                or too many labels come before they repeat.
         """
         if isinstance(self.per_class, dict):
             repeats = self._num_patterns
@@ -88,15 +92,22 @@ class SampleRequests(ChunkedDataModule):
             )
         if wrong:
             raise ValueError(f"There is no class {wrong[0]}: the priors know 0 to {num_classes - 1}.")
-        rounds = range(max(counts.values(), default=0))
-        return [label for turn in rounds for label, count in counts.items() if turn < count] or [-1]
+        if (length := sum(counts.values())) > _MAX_PATTERN:
+            raise ValueError(
+                f"per_class asks for {length:,} images before their labels repeat, wanted at most "
+                f"{_MAX_PATTERN:,}. Give counts with a larger common divisor, or ask in several jobs."
+            )
+        turns = ((turn, place) for place, count in enumerate(counts.values()) for turn in range(count))
+        labels = list(counts)
+        return [labels[place] for _, place in sorted(turns)] or [-1]
 
-    def check(self, spec: LatentSpec, checkpoint: str) -> None:
+    def check(self, spec: LatentSpec, checkpoint: str, classes: Sequence[str] = ()) -> None:
         """Refuses what priors of these codes cannot sample.
 
         Args:
             spec: of the codes that the priors have learned.
             checkpoint: of their autoencoder, for messages.
+            classes: names of the priors' classes, which are asked for by number.
 
         Raises:
             ValueError: as `pattern`.

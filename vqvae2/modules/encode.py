@@ -4,6 +4,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from vqvae2.data.images import ImageBatch
@@ -11,6 +12,8 @@ from vqvae2.data.latents import LatentSpec, Level
 from vqvae2.modules.autoencoder import AutoencoderModule
 from vqvae2.modules.checkpoint import load_network
 from vqvae2.nn.autoencoder import fingerprint
+
+_FULL = ("32-true", "64-true")
 
 
 class Encoded(NamedTuple):
@@ -44,7 +47,7 @@ class EncodeModule(L.LightningModule):
         return fingerprint(self.network)
 
     def setup(self, stage: str) -> None:
-        """Works out what the codes will look like.
+        """Works out what the codes will look like; warns if they would not be those of float32.
 
         Raises:
             ValueError: the images have another number of channels, or do not divide into the grids.
@@ -63,6 +66,12 @@ class EncodeModule(L.LightningModule):
             num_classes=images.num_classes,
             autoencoder=self.fingerprint,
         )
+        if self.trainer.precision not in _FULL:
+            rank_zero_warn(
+                f"The images are encoded in {self.trainer.precision}, less than float32. Under bf16 autocast "
+                "1.5 % of the top codes and 6 % of the bottom codes were others than in float32. For exact "
+                "codes leave trainer.precision at 32-true."
+            )
 
     def predict_step(self, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0) -> Encoded:
         codes = tuple(level.cpu() for level in self.network.encode(batch.images))

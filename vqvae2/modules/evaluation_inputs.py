@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from vqvae2.data.class_names import comparable, composed, some
 from vqvae2.data.evaluation import EvaluationDataModule
 from vqvae2.data.latents import LatentSpec, check_autoencoder
 from vqvae2.metrics.features import FeatureNetwork
@@ -49,7 +50,7 @@ def load_code_judges(priors: Sequence[str], data: EvaluationDataModule) -> dict[
     """One for the held-out codes and, if there are priors, one for the training codes.
 
     Raises:
-        ValueError: a prior was trained on other codes, or several are of one level.
+        ValueError: a prior was trained on other codes or classes, or several are of one level.
     """
     spec = data.latent_spec
     networks = {}
@@ -57,6 +58,7 @@ def load_code_judges(priors: Sequence[str], data: EvaluationDataModule) -> dict[
         loaded = load_network(path, PriorModule.kind)
         found = LatentSpec.from_dict(loaded.facts["latents"])
         check_prior(found, spec, prior=path, latents=str(data.latents))
+        _check_classes(loaded.facts.get("classes", ()), data.manifest.classes, path, str(data.latents))
         networks[loaded.facts["level"]] = loaded.network
     if len(networks) < len(priors):
         raise ValueError(f"Several of the priors {', '.join(priors)} are of one level, wanted one each.")
@@ -130,6 +132,14 @@ def check_prior(found: LatentSpec, wanted: LatentSpec, *, prior: str, latents: s
             f"{prior} was trained on codes of the autoencoder {found.autoencoder[:16]}, {_grids(found)}, but "
             f"{latents} holds codes of the autoencoder {wanted.autoencoder[:16]}, {_grids(wanted)}. Train "
             "the prior on these latents, or name those that it was trained on."
+        )
+
+
+def _check_classes(found: Sequence[str], wanted: Sequence[str], prior: str, latents: str) -> None:
+    if comparable(found, wanted) and composed(found) != composed(wanted):
+        raise ValueError(
+            f"{prior} learned the classes {some(found)}, but {latents} has {some(wanted)}. Train the "
+            "prior on these latents, or name those that it was trained on."
         )
 
 

@@ -5,10 +5,11 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.nn import functional as F
 
+from vqvae2.data.class_names import composed
 from vqvae2.data.latents import LatentBatch, LatentSpec
 from vqvae2.metrics.sums import Likelihood
 from vqvae2.modules.base import NetworkModule
-from vqvae2.modules.checkpoint import register_network
+from vqvae2.modules.checkpoint import DESCRIPTION, register_network
 from vqvae2.modules.schedules import Schedule
 from vqvae2.nn.prior import Prior
 
@@ -63,7 +64,9 @@ class PriorModule(NetworkModule):
             "condition_codes": [level.num_codes for level in above],
             "num_classes": spec.num_classes,
         }
-        self.describe({**shape, **self.options}, level=self.level, latents=spec.to_dict())
+        classes = list(composed(self.trainer.datamodule.classes))
+        facts = {"level": self.level, "latents": spec.to_dict(), "classes": classes}
+        self.describe({**shape, **self.options}, **facts)
         prior = Prior(  # named one by one, so that the command line knows which options are left
             grid=shape["grid"],
             num_codes=shape["num_codes"],
@@ -74,6 +77,12 @@ class PriorModule(NetworkModule):
         )
         prior.checkpoint_layers = self.checkpoint_layers  # how it trains, not what it is: not described
         return prior
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        found = checkpoint.get(DESCRIPTION)
+        if found is not None and "classes" not in found:  # older checkpoints have no names to differ in
+            checkpoint[DESCRIPTION] = {**found, "classes": self.description["classes"]}
+        super().on_load_checkpoint(checkpoint)
 
     def configure_optimizers(self) -> dict[str, Any]:
         return self.scheduled(self.adam(), self.schedule, width=self.options["hidden"])

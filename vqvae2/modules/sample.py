@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from vqvae2.data.class_names import by_number, comparable, composed, some
 from vqvae2.data.latents import LatentSpec, check_autoencoder
 from vqvae2.data.requests import RequestBatch
 from vqvae2.modules.autoencoder import AutoencoderModule
@@ -69,7 +70,7 @@ class SampleModule(L.LightningModule):
             raise ValueError(f"seed is {seed}, wanted 0 or more.")
         self.draws = _draws(temperatures, top_k, top_p, num_levels=len(priors))
         self.autoencoder, facts = load_network(autoencoder, AutoencoderModule.kind)
-        self.priors, self.spec = load_chain(priors, autoencoder, self.autoencoder)
+        self.priors, self.spec, self.classes = load_chain(priors, autoencoder, self.autoencoder)
         for level, draw in zip(self.spec.levels, self.draws, strict=True):
             _check_draw(draw, level.name, level.num_codes)
         self.channels = facts["network"]["channels"]
@@ -121,7 +122,7 @@ class SampleModule(L.LightningModule):
             ValueError: such a request, or a batch that does not fit into memory.
         """
         data = self.trainer.datamodule
-        data.check(self.spec, self.checkpoints[0])
+        data.check(self.spec, self.checkpoints[0], self.classes)
         device = self.trainer.strategy.root_device
         free = free_bytes(device)
         if free is not None and device.type == "cpu":
@@ -151,7 +152,11 @@ class SampleModule(L.LightningModule):
 
     def _load_critic(self, path: str) -> nn.Module:
         return load_critic(
-            path, num_classes=self.spec.num_classes, channels=self.channels, image_size=self.image_size
+            path,
+            num_classes=self.spec.num_classes,
+            channels=self.channels,
+            image_size=self.image_size,
+            classes=() if by_number(self.classes) else self.classes,
         )
 
     def _batch_bytes(self, device: torch.device) -> "_BatchBytes":
@@ -210,10 +215,16 @@ def _check_draw(draw: Draw, level: str, num_codes: int) -> None:
         raise ValueError(f"Level {level}: {error}") from error
 
 
-def load_chain(
-    checkpoints: list[str], autoencoder: str, network: nn.Module
-) -> tuple[nn.ModuleList, LatentSpec]:
-    """The priors of all levels of an autoencoder, and the spec of the codes that they have learned.
+class Chain(NamedTuple):
+    """The priors of all levels of an autoencoder."""
+
+    priors: nn.ModuleList  # top first
+    spec: LatentSpec  # of the codes that they have learned
+    classes: tuple[str, ...]  # the classes' names in label order; () where no checkpoint keeps them
+
+
+def load_chain(checkpoints: list[str], autoencoder: str, network: nn.Module) -> Chain:
+    """Loads the priors, and checks that they belong together.
 
     Args:
         checkpoints: of the priors, top first.
@@ -221,7 +232,8 @@ def load_chain(
         network: the autoencoder.
 
     Raises:
-        ValueError: the levels do not chain, or the priors did not learn the same codes of this autoencoder.
+        ValueError: the levels do not chain, or the priors did not learn the same codes of this autoencoder,
+            or other classes.
     """
     loaded = [load_network(checkpoint, PriorModule.kind) for checkpoint in checkpoints]
     found = tuple(prior.facts["level"] for prior in loaded)
@@ -239,4 +251,12 @@ def load_chain(
                 f"{checkpoints[0]} learned {specs[0].summary}, {checkpoint} learned {spec.summary}. "
                 "Sample with priors that were trained on the same latents."
             )
-    return nn.ModuleList(prior.network for prior in loaded), specs[0]
+    names = [composed(prior.facts.get("classes", ())) for prior in loaded]  # older checkpoints have none
+    classes = next((found for found in names if not by_number(found)), names[0])
+    for checkpoint, found in zip(checkpoints, names, strict=True):
+        if comparable(found, classes) and found != classes:
+            raise ValueError(
+                f"{checkpoint} learned the classes {some(found)}, the others {some(classes)}. Sample with "
+                "priors that were trained on the same latents."
+            )
+    return Chain(nn.ModuleList(prior.network for prior in loaded), specs[0], classes)
