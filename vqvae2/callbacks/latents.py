@@ -1,6 +1,5 @@
 """Writes what the encode job predicts to latent shards."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +7,9 @@ import lightning as L
 import numpy as np
 
 from vqvae2.callbacks.chunks import ChunkWriter, Splits
-from vqvae2.data.latent_shards import CODES, LABELS, write_shard
+from vqvae2.data.latent_shards import CODES, LABELS, shard_keys, write_shard
 from vqvae2.data.latents import Manifest, write_manifest
-from vqvae2.data.shards import Shard, index_members, read_member
+from vqvae2.data.shards import Shard
 from vqvae2.data.views import ViewImages
 from vqvae2.modules.encode import Encoded, EncodeModule
 
@@ -53,11 +52,7 @@ class LatentWriter(ChunkWriter):
         return codes * CODES.itemsize + LABELS.itemsize
 
     def count_samples(self, path: Path, dataset: ViewImages, samples: range, module: EncodeModule) -> int:
-        keys: list[str] = []
-        for record, members in index_members(path).items():
-            if "keys.json" not in members:
-                raise ValueError(f"its record {record} has no keys.json.")
-            keys += json.loads(read_member(path, members["keys.json"]))
+        keys = list(shard_keys(path))
         images = dataset.split
         asked = iter([images.key(i % len(images)) for i in samples])
         # Unreadable images are missing; a view's key is its image's, with what was done to it behind a '#'.

@@ -16,6 +16,7 @@ from vqvae2.data.latent_shards import check_files, verify
 from vqvae2.data.latents import LatentBatch, LatentSpec, Manifest, latent_folder, read_manifest
 from vqvae2.data.loader import batch_loader
 from vqvae2.data.order import EpochBatches, Index
+from vqvae2.data.plain_samples import num_plain
 from vqvae2.data.scores import read_critic, read_scores
 from vqvae2.data.sources import open_source
 from vqvae2.data.views import Split, ViewImages
@@ -117,8 +118,7 @@ class EvaluationDataModule(ImageDataModule):
         if "val" in self.splits:
             self._datasets["held_out"] = ViewImages(self.splits["val"])
         if self.latents is not None:
-            plain = len(self.splits["train"])  # the encode job writes one plain view of each image first
-            self._add_latents("train", at_most=plain)
+            self._add_latents("train", at_most=num_plain(self.latents, self.manifest))
             self._add_latents("val", at_most=None)
 
     def test_dataloader(self) -> list[DataLoader]:

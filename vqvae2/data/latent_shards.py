@@ -27,7 +27,7 @@ import torch
 from vqvae2.data.latents import ORIGIN, LatentSpec, Manifest, encode_command
 from vqvae2.data.remote import in_parallel, look
 from vqvae2.data.shard_cache import cache_bytes, fetch
-from vqvae2.data.shards import Shard, npy_bytes, sha256, write_json, write_tar
+from vqvae2.data.shards import Shard, index_members, npy_bytes, read_member, sha256, write_json, write_tar
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +72,18 @@ def write_shard(
             yield {"__key__": f"{Path(file).stem}-{number:04d}", **record, "keys.json": names}
 
     return write_tar(folder, file, records(), num_samples=len(keys))
+
+
+def shard_keys(path: Path) -> Iterator[str]:
+    """Which image each sample of a shard comes from, in their order.
+
+    Raises:
+        ValueError: a record does not say.
+    """
+    for record, members in index_members(path).items():
+        if "keys.json" not in members:
+            raise ValueError(f"its record {record} has no keys.json.")
+        yield from json.loads(read_member(path, members["keys.json"]))
 
 
 def index_shard(path: Path, spec: LatentSpec) -> list[Record]:
