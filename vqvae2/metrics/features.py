@@ -15,6 +15,10 @@ from vqvae2.nn.autoencoder import fingerprint
 from vqvae2.pixels import to_uint8
 
 
+class WeightsUnavailable(ValueError):
+    """The weights of a network can neither be downloaded nor are they named as a file."""
+
+
 class Features(NamedTuple):
     """What a feature network sees in a batch."""
 
@@ -39,7 +43,8 @@ class FeatureNetwork(nn.Module):
             network is then the option that has "features" in place of "weights".
 
     Raises:
-        ValueError: the name is not registered, or the weights cannot be had or do not fit.
+        ValueError: the name is not registered, or the weights cannot be had (then it is a
+            `WeightsUnavailable`) or do not fit.
     """
 
     def __init__(self, name: str, weights: str | None = None, *, option: str = "weights") -> None:
@@ -103,9 +108,9 @@ def _load(name: str, layers: list[str], weights: str | None, option: str) -> nn.
         ) from error
 
 
-def _nowhere(name: str, option: str, error: Exception) -> ValueError:
+def _nowhere(name: str, option: str, error: Exception) -> WeightsUnavailable:
     features = option.replace("weights", "features")
-    return ValueError(
+    return WeightsUnavailable(
         f"The weights of '{name}' cannot be downloaded ({_reason(error)}). Get {URLS.get(name, 'them')} "
         f"where there is a network and name the file as model.init_args.{option}, or use a trained "
         f"classifier, which needs no download: model.init_args.{features}=classifier, its checkpoint as "

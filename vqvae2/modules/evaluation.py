@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from vqvae2 import distributed
@@ -18,13 +19,14 @@ from vqvae2.data.images import ImageBatch
 from vqvae2.data.latents import LatentBatch
 from vqvae2.data.records import RecordStore
 from vqvae2.data.shards import write_json
-from vqvae2.metrics.quality import InfinitySizes, KernelSubsets, Neighbourhoods, Wanted
+from vqvae2.metrics.sizes import InfinitySizes, KernelSubsets, Neighbourhoods, Size, Wanted
 from vqvae2.modules.evaluation_inputs import check_counts, load_autoencoder_of, load_code_judges, load_eyes
 from vqvae2.modules.image_sets import HELD_OUT, ImageSet, SetsJudge
 from vqvae2.modules.judges import storage_figures
 from vqvae2.modules.reference import REAL, ReferenceJudge
 from vqvae2.modules.rejection import Rejection
-from vqvae2.modules.verdict import FORMAT, SetFigures, print_table, run_legend
+from vqvae2.modules.surroundings import surroundings
+from vqvae2.modules.verdict import FORMAT, SetFigures, fit_sizes, print_table, run_legend
 from vqvae2.nn.autoencoder import HierarchicalVQVAE
 
 REPORT = "metrics.json"  # in the run folder, trainer.default_root_dir
@@ -43,7 +45,8 @@ class EvaluationModule(L.LightningModule):
         autoencoder: checkpoint; the error and the quality of its reconstructions are measured, and FID*,
             which holds the samples against reconstructions of the real images.
         priors: checkpoints, top first; their likelihoods are measured on the latents.
-        splits: parts of the samples that the Inception score is averaged over; papers take 10.
+        splits: parts of the samples that the Inception score is averaged over; papers take 10. Like the
+            sizes of the next three it may be auto: as published, or as many as there are images for.
         kid: subsets for the kernel inception distance; null leaves it out.
         fid_infinity: sizes for FID-infinity; null leaves it out.
         manifold: neighbours for precision, recall, density and coverage; null leaves them out.
@@ -71,7 +74,7 @@ class EvaluationModule(L.LightningModule):
         manifold_weights: str | None = None,
         autoencoder: str | None = None,
         priors: list[str] | None = None,
-        splits: int = 10,
+        splits: Size = 10,
         kid: KernelSubsets | None = None,
         fid_infinity: InfinitySizes | None = None,
         manifold: Neighbourhoods | None = None,
@@ -110,10 +113,14 @@ class EvaluationModule(L.LightningModule):
                 "give both, to judge samples, or neither."
             )
         self.rejection.prepare(data)
-        self.eyes = None
+        self.eyes, self.notes = None, []
         if self.features is not None:
             manifold = (self.manifold_features, self.manifold_weights)
-            self.eyes = load_eyes((self.features, self.weights), manifold, data)
+            distance = (self.features, self.weights)
+            folder = self.trainer.default_root_dir
+            self.eyes, self.notes = load_eyes(distance, manifold, data, folder)
+            for note in self.notes:
+                rank_zero_info(note)
         networks = {"eyes": self.eyes, "autoencoder": autoencoder}
         self.reference = ReferenceJudge(
             data, **networks, wanted=self.wanted, store=self.store, max_features=self.max_features
@@ -158,10 +165,13 @@ class EvaluationModule(L.LightningModule):
         sets: list[dict[str, Any]] = []
         legend = {key: run_legend(key) for key in figures}
         left_out: list[dict[str, str]] = []
+        wanted, fits = self.wanted, []
         if self.eyes is not None:
             reference = self.reference.reference()
-            judge = SetFigures(self.eyes, self.wanted, num_classes=data.num_classes, rejection=self.rejection)
-            sets = [self._row(found, judge.compute(found, reference), data) for found in self.sets.sets()]
+            seen = self.sets.sets()
+            wanted, fits = fit_sizes(self.wanted, seen, len(reference.real_features))
+            judge = SetFigures(self.eyes, wanted, num_classes=data.num_classes, rejection=self.rejection)
+            sets = [self._row(found, judge.compute(found, reference), data) for found in seen]
             legend |= judge.legend
             left_out = judge.left_out
         self.verdict = {
@@ -170,6 +180,8 @@ class EvaluationModule(L.LightningModule):
             "figures": figures,
             "legend": legend,
             "left_out": left_out,
+            "notes": self.notes + fits,
+            "settings": asdict(wanted) | {"max_features": self.max_features},
             **self._facts(data, dict(zip(data.test_names, counts, strict=True))),
             "neighbours": self.reference.nearest_images(),
         }
@@ -209,8 +221,7 @@ class EvaluationModule(L.LightningModule):
         return {
             "counts": counts,
             "unreadable": unreadable,
-            "networks": self._networks(),
-            "settings": asdict(self.wanted) | {"max_features": self.max_features},
+            "networks": {} if self.eyes is None else self.eyes.describe(),
             "rejection": self.rejection.report(),
             "classes": list(data.classes),
             "inputs": {
@@ -223,24 +234,9 @@ class EvaluationModule(L.LightningModule):
                 "autoencoder": self.autoencoder,
                 "priors": self.priors,
             },
+            **surroundings(self.device),
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "seconds": round(time.monotonic() - self._started_s, 3),
-        }
-
-    def _networks(self) -> dict[str, Any]:
-        if self.eyes is None:
-            return {}
-        found = {"distance": (self.eyes.distance, self.weights)}
-        weights = self.weights if self.manifold_features is None else self.manifold_weights
-        found["manifold"] = (self.eyes.manifold, weights)
-        return {
-            role: {
-                "name": network.name,
-                "layers": network.layers,
-                "fingerprint": network.fingerprint,
-                "weights": path,
-            }
-            for role, (network, path) in found.items()
         }
 
     def _publish(self) -> None:
@@ -265,6 +261,7 @@ class EvaluationModule(L.LightningModule):
         return names | ({REAL} if self.reference.needed or searches else set())
 
     def _check_arguments(self) -> None:
+        self.wanted.check()
         for name in ("queries", "nearest"):
             if getattr(self, name) < (name == "nearest"):
                 raise ValueError(

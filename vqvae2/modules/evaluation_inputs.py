@@ -1,15 +1,17 @@
 """What a verdict reads, loaded and checked against each other before any device is taken."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from vqvae2 import distributed
 from vqvae2.data.class_names import comparable, composed, some
 from vqvae2.data.evaluation import EvaluationDataModule
 from vqvae2.data.latents import LatentSpec, check_autoencoder
-from vqvae2.metrics.features import FeatureNetwork
-from vqvae2.metrics.quality import Wanted
+from vqvae2.metrics.features import FeatureNetwork, WeightsUnavailable
+from vqvae2.metrics.sizes import Wanted
 from vqvae2.modules.autoencoder import load_autoencoder
 from vqvae2.modules.checkpoint import load_network
-from vqvae2.modules.classifier import ClassifierFeatures
+from vqvae2.modules.classifier import ClassifierFeatures, ClassifierModule
 from vqvae2.modules.critic import check_classifier, trained_for
 from vqvae2.modules.eyes import Eyes
 from vqvae2.modules.judges import CodeJudge
@@ -18,6 +20,8 @@ from vqvae2.modules.reference import REAL
 from vqvae2.modules.rejection import Rejection
 from vqvae2.nn.autoencoder import HierarchicalVQVAE, fingerprint
 from vqvae2.sampling.rejection import num_enough, num_kept
+
+_STAND_IN = Path("classifier", "last.ckpt")  # within the folder of a data set's runs
 
 
 def load_autoencoder_of(path: str, data: EvaluationDataModule) -> HierarchicalVQVAE:
@@ -33,17 +37,35 @@ def load_autoencoder_of(path: str, data: EvaluationDataModule) -> HierarchicalVQ
 
 
 def load_eyes(
-    distance: tuple[str, str | None], manifold: tuple[str | None, str | None], data: EvaluationDataModule
-) -> Eyes:
+    distance: tuple[str, str | None],
+    manifold: tuple[str | None, str | None],
+    data: EvaluationDataModule,
+    folder: str | Path,
+) -> tuple[Eyes, list[str]]:
     """The feature networks, each by name and weights; without a name the second is the first.
+
+    Where weights cannot be downloaded, the classifier of the run stands in.
+
+    Args:
+        distance: network for FID, IS and KID.
+        manifold: network for precision, recall, density, coverage and nearest images.
+        data: whose images they look at.
+        folder: of the evaluation; the classifier's is beside it.
+
+    Returns:
+        The networks, and a sentence for each that another one stands in for.
 
     Raises:
         ValueError: they cannot be had, or are classifiers of other images.
     """
-    first = _feature_network(*distance, "weights", data)
-    if manifold[0] is None:
-        return Eyes(first, first)
-    return Eyes(first, _feature_network(*manifold, "manifold_weights", data))
+    networks, notes = [], []
+    for (name, weights), option in ((distance, "weights"), (manifold, "manifold_weights")):
+        if name is not None:
+            network = _feature_network(name, weights, option, data, Path(folder).absolute().parent)
+            networks.append(network)
+            if network.name != name:
+                notes.append(f"the weights of {name} cannot be had here: {network.weights} stands in for it.")
+    return Eyes(networks[0], networks[-1]), notes
 
 
 def load_code_judges(priors: Sequence[str], data: EvaluationDataModule) -> dict[str, CodeJudge]:
@@ -113,9 +135,21 @@ def _check_enough(least: Mapping[str, int], count: int, images: str, cure: str) 
 
 
 def _feature_network(
-    name: str, weights: str | None, option: str, data: EvaluationDataModule
+    name: str, weights: str | None, option: str, data: EvaluationDataModule, run: Path
 ) -> FeatureNetwork:
-    network = FeatureNetwork(name, weights, option=option)
+    missing = None
+    try:
+        network = FeatureNetwork(name, weights, option=option)
+    except WeightsUnavailable as error:
+        missing = error
+    if not all(distributed.all_gather_objects(missing is None)):  # all ranks look through the same network
+        weights = str(run / _STAND_IN)
+        if not Path(weights).is_file():
+            raise ValueError(
+                f"{missing or f'Another rank cannot get the weights of {name}.'} The classifier of this run "
+                f"would stand in, but there is none: {weights}."
+            )
+        network = FeatureNetwork(ClassifierModule.kind, weights)
     if isinstance(network.extractor, ClassifierFeatures):
         _check_classifier(weights, network.extractor, data)
     return network

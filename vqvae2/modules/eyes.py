@@ -1,6 +1,7 @@
 """The feature networks of a verdict by their roles."""
 
 from collections.abc import Collection
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -29,6 +30,18 @@ class Eyes(nn.Module):
     @property
     def manifold(self) -> FeatureNetwork:
         return self.networks[self.manifold_role]
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """What the networks are, by their roles (plain types)."""
+        return {
+            role: {
+                "name": network.name,
+                "layers": network.layers,
+                "fingerprint": network.fingerprint,
+                "weights": network.weights,
+            }
+            for role, network in ((DISTANCE, self.distance), (MANIFOLD, self.manifold))
+        }
 
     def look(self, images: Tensor, roles: Collection[str] | None = None) -> dict[str, Features]:
         """What the networks of some roles, or all, see in images [B, C, H, W] in [-1, 1]."""

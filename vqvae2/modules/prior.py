@@ -64,7 +64,7 @@ class PriorModule(NetworkModule):
             "condition_codes": [level.num_codes for level in above],
             "num_classes": spec.num_classes,
         }
-        classes = list(composed(self.trainer.datamodule.classes))
+        classes = list(composed(getattr(self.trainer.datamodule, "classes", ())))  # where they have names
         facts = {"level": self.level, "latents": spec.to_dict(), "classes": classes}
         self.describe({**shape, **self.options}, **facts)
         prior = Prior(  # named one by one, so that the command line knows which options are left

@@ -118,6 +118,8 @@ class ReferenceJudge(nn.Module):
             for role, collector in collectors.items():
                 record = collector.record()
                 if k := self._num_neighbours(name, role):
+                    if self.wanted.manifold.fits:
+                        k = min(k, len(record.features) - 1)
                     record = record.with_radii(k)
                 kept = Kept(record, figures if name == RECONSTRUCTED else {})
                 if distributed.rank() == 0:

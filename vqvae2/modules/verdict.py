@@ -6,7 +6,8 @@ from typing import Any
 
 from vqvae2.metrics.accuracy import Tally
 from vqvae2.metrics.catalogue import METRICS, metric_key, metric_label
-from vqvae2.metrics.quality import Reference, Wanted, quality
+from vqvae2.metrics.quality import Reference, quality
+from vqvae2.metrics.sizes import Wanted, fitted
 from vqvae2.modules.classifier import ClassifierFeatures
 from vqvae2.modules.eyes import DISTANCE, MANIFOLD, Eyes
 from vqvae2.modules.image_sets import ImageSet
@@ -38,6 +39,25 @@ def run_legend(key: str) -> dict[str, Any]:
             groups = [_SPLITS.get(group, group) for group in found.groups()]
             return {"name": name.format(*groups), "metric": key, "better": better}
     raise KeyError(key)
+
+
+def fit_sizes(wanted: Wanted, sets: Sequence[ImageSet], num_real: int) -> tuple[Wanted, list[str]]:
+    """What is wanted with sizes that fit the images that could be read, and what is to be said of them.
+
+    Of samples that are judged in fractions the largest counts; of the others some figures are left out.
+
+    Args:
+        wanted: may say "auto".
+        sets: all that are judged.
+        num_real: real images whose features are kept.
+    """
+    largest: dict[str, int] = {}
+    for found in sets:
+        if found.part is not None:
+            candidate = found.part.candidate
+            largest[candidate] = max(largest.get(candidate, 0), len(found.labels))
+    others = [len(found.labels) for found in sets if found.part is None]
+    return fitted(wanted, samples=min(largest.values()), sets=others, real=num_real)
 
 
 class SetFigures:
@@ -106,6 +126,8 @@ def print_table(verdict: Mapping[str, Any]) -> None:
     names = {key: entry["name"] for key, entry in verdict["legend"].items()}
     width = max(map(len, names.values()), default=0)
     print()  # ends the progress bar's line
+    for note in verdict["notes"]:
+        print(f"Note: {note}")
     if sets := verdict["sets"]:
         columns = [max(len(found["key"]), 9) for found in sets]
         _print_row("", [found["key"] for found in sets], width, columns)
