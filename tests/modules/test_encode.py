@@ -5,8 +5,10 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
@@ -21,6 +23,7 @@ from tests.sample_job import run
 from vqvae2 import distributed
 from vqvae2.callbacks.latents import LatentWriter
 from vqvae2.data import shards
+from vqvae2.data.augment import Augment
 from vqvae2.data.images import ImageBatch, ImageDataModule
 from vqvae2.data.latent_module import LatentDataModule
 from vqvae2.data.latents import LatentSpec, Level, read_manifest
@@ -347,4 +350,27 @@ def test_files_are_not_left_half_full(checkpoint, folders, tmp_path):
     )
     with pytest.raises(ValueError, match="limit_predict_batches is 2, which would leave files half full"):
         trainer.predict(EncodeModule(str(checkpoint)), image_data(folders), return_predictions=False)
+    assert not (tmp_path / "latents").exists()
+
+
+def test_encoding_below_float32_warns_and_float32_does_not(checkpoint, folders, tmp_path):
+    for precision, warns in (("bf16-mixed", True), ("16-true", True), ("32-true", False), ("64-true", False)):
+        module = EncodeModule(str(checkpoint))
+        module.trainer = SimpleNamespace(datamodule=image_data(folders), precision=precision)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            module.setup("predict")
+        said = [str(warning.message) for warning in caught if "encoded in" in str(warning.message)]
+        assert bool(said) == warns, precision
+        assert all("1.5 % of the top" in text and "6 % of the bottom" in text for text in said)
+
+
+def test_more_views_than_any_disk_holds_are_refused_at_once(checkpoint, folders, tmp_path):
+    views = {"augment": Augment(shift=1), "encode_views": 10**13}
+    with pytest.raises(
+        ValueError, match=r"340,000,000,000,000 train, which is more than 1,000,000 files of 10"
+    ):
+        encode(checkpoint, tmp_path / "latents", image_data(folders, **views))
+    with pytest.raises(ValueError, match=r"340,000,000,000,007 samples take at least 57,120,000 GB"):
+        encode(checkpoint, tmp_path / "latents", image_data(folders, **views, chunk_size=10**13))
     assert not (tmp_path / "latents").exists()

@@ -26,11 +26,17 @@ from tests.modules.evaluation_run import (
     module_of,
     noise,
     row,
+    write_class_folders,
 )
 from tests.ranks import run_ranks
+from tests.sample_job import run as predict
 from vqvae2 import distributed
+from vqvae2.callbacks.latents import LatentWriter
+from vqvae2.data.augment import Augment
 from vqvae2.data.evaluation import spread
+from vqvae2.data.images import ImageDataModule
 from vqvae2.metrics.quality import InfinitySizes, KernelSubsets, Neighbourhoods
+from vqvae2.modules.encode import EncodeModule
 
 EVERYTHING = {
     "kid": KernelSubsets(subsets=5, subset_size=6),
@@ -169,12 +175,31 @@ def test_samples_alone_and_latents_alone(run, tmp_path):
     assert found["sets"] == []
 
 
-def test_one_view_of_each_training_image_is_scored(run, tmp_path):
-    """The latents hold 23 samples; with 9 training images, the others would be further views of them."""
-    root, _ = run
+@torch.no_grad()
+@pytest.mark.parametrize("flips", [False, True])
+def test_the_train_nll_is_of_plain_images_alone_where_some_cannot_be_read(run, tmp_path, flips):
+    """20 files, 3 of them broken, two or four views each: 17 plain samples, and 17 or 51 others."""
+    root, networks = run
+    images, labels = by_class(noise("train")[:20])
+    write_class_folders(tmp_path / "train", noise("train")[:20])
+    paths = sorted((tmp_path / "train").rglob("*.png"))
+    broken = (0, 7, 19)
+    for number in broken:
+        paths[number].write_bytes(b"no image")
+    views = {"encode_views": 2, "encode_flips": flips, "augment": Augment(shift=4), "chunk_size": 8}
+    train, val = str(tmp_path / "train"), str(root / "val")
+    data = ImageDataModule(train=train, val=val, image_size=SIZE, batch_size=4, **views)
+    predict(EncodeModule(str(root / "vqvae.ckpt")), data, LatentWriter(str(tmp_path / "latents")))
     module = module_of(root, features=None, weights=None, autoencoder=None)
-    found = judge(module, data_of(root, samples=None, train=str(root / "val"), val=None), tmp_path)
-    assert found["counts"] == {"latents_train": 9, "latents_val": NUM["val"]}
+    found = judge(
+        module, data_of(root, samples=None, train=train, latents=str(tmp_path / "latents")), tmp_path
+    )
+    assert found["counts"] == {"latents_train": 17, "latents_val": NUM["val"]}
+    readable = [number for number in range(20) if number not in broken]
+    top, bottom = (codes[readable] for codes in networks["vqvae"].encode(images))
+    for level, codes, above in (("top", top, ()), ("bottom", bottom, (top,))):
+        nll = F.cross_entropy(networks[level](codes, above, labels[readable]), codes).item()
+        assert found["figures"][f"nll_{level}_train"] == pytest.approx(nll, rel=1e-6)
 
 
 def test_an_unreadable_real_image_is_counted(run, tmp_path):
