@@ -37,7 +37,7 @@ def latent_spec(autoencoder: HierarchicalVQVAE, num_classes: int) -> LatentSpec:
     return LatentSpec(levels, num_classes, fingerprint(autoencoder))
 
 
-def save_prior(path: Path, spec: LatentSpec, index: int) -> str:
+def save_prior(path: Path, spec: LatentSpec, index: int, **facts) -> str:
     *above, here = spec.levels[: index + 1]
     options = {
         **PRIOR,
@@ -52,12 +52,19 @@ def save_prior(path: Path, spec: LatentSpec, index: int) -> str:
         options |= {"conditioning_hidden": 8, "conditioning_blocks": 2}
     prior = Prior(**options)
     torch.nn.init.normal_(prior.to_logits.weight)
-    return save(path, prior, kind="prior", network=options, level=here.name, latents=spec.to_dict())
+    description = {"level": here.name, "latents": spec.to_dict(), **facts}
+    return save(path, prior, kind="prior", network=options, **description)
 
 
-def save_chain(folder: Path, num_classes: int = 3, **changes) -> tuple[HierarchicalVQVAE, str, list[str]]:
-    """An autoencoder and the priors of all its levels: (network, its checkpoint, the priors')."""
+def save_chain(
+    folder: Path, num_classes: int = 3, classes: list[str] | None = None, **changes
+) -> tuple[HierarchicalVQVAE, str, list[str]]:
+    """An autoencoder and the priors of all its levels: (network, its checkpoint, the priors').
+
+    Without `classes` the priors' checkpoints are as those from before they kept the names.
+    """
+    facts = {} if classes is None else {"classes": classes}
     checkpoint, network = save_autoencoder(folder / "autoencoder.ckpt", **changes)
     spec = latent_spec(network, num_classes)
-    priors = [save_prior(folder / f"{i}.ckpt", spec, i) for i in range(len(spec.levels))]
+    priors = [save_prior(folder / f"{i}.ckpt", spec, i, **facts) for i in range(len(spec.levels))]
     return network, checkpoint, priors

@@ -1,5 +1,6 @@
 """What a verdict refuses, and in what words."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,7 @@ from tests.modules.evaluation_run import (
     save,
     write_class_folders,
 )
-from vqvae2.data.latents import read_manifest
+from vqvae2.data.latents import read_manifest, write_manifest
 from vqvae2.metrics.quality import InfinitySizes, KernelSubsets, Neighbourhoods
 from vqvae2.nn.autoencoder import HierarchicalVQVAE, fingerprint
 
@@ -108,3 +109,19 @@ def test_a_prior_of_other_latents_is_named_with_both_fingerprints(run, tmp_path)
     save(tmp_path / "p.ckpt", "prior", networks["top"], options, level="top", latents=spec.to_dict())
     with pytest.raises(ValueError, match=f"autoencoder {'f' * 16}.*{fingerprint(networks['vqvae'])[:16]}"):
         judge(module_of(root, priors=[str(tmp_path / "p.ckpt")]), data_of(root), tmp_path)
+
+
+def test_a_prior_of_other_classes_is_refused_by_their_names(run, tmp_path):
+    root, networks = run
+    shutil.copytree(root / "latents", tmp_path / "latents")
+    manifest = read_manifest(root / "latents")
+    write_manifest(tmp_path / "latents", replace(manifest, classes=("cat", "dog", "e\u0301cole")))
+    facts = {"level": "top", "latents": manifest.spec.to_dict()}
+    for name, classes in (("same", ["cat", "dog", "\u00e9cole"]), ("other", ["dog", "cat", "\u00e9cole"])):
+        path = tmp_path / f"{name}.ckpt"
+        save(path, "prior", networks["top"], prior_options("top"), classes=classes, **facts)
+    data = data_of(root, samples=None, latents=str(tmp_path / "latents"))
+    alone = {"features": None, "weights": None, "autoencoder": None}
+    judge(module_of(root, priors=[str(tmp_path / "same.ckpt")], **alone), data, tmp_path)
+    with pytest.raises(ValueError, match=r"other.ckpt learned the classes dog, cat, .* has cat, dog"):
+        judge(module_of(root, priors=[str(tmp_path / "other.ckpt")], **alone), data, tmp_path)

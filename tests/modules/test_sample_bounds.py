@@ -46,7 +46,7 @@ def test_absurd_counts_are_refused(tmp_path, little_memory, request_, message):
 
 
 def test_a_job_larger_than_the_free_space_is_refused_but_not_for_what_it_has_written(tmp_path, monkeypatch):
-    """12 samples in tars take 10 blocks of 512 bytes each at least: header and content of each of 5 members."""
+    """A sample takes 10 blocks of 512 bytes at least: header and content of each of 5 members of a tar."""
     _, autoencoder, priors = save_chain(tmp_path)
     space = namedtuple("space", "total used free")
 
