@@ -21,7 +21,7 @@ AUTO = {
 FITTED = {  # 19 samples, 23 real images, 9 held-out
     "splits": 9,
     "kid": KernelSubsets(subsets=5, subset_size=9),
-    "fid_infinity": InfinitySizes(points=4, smallest=2, largest=19),
+    "fid_infinity": InfinitySizes(points=4, smallest=3, largest=19),
     "manifold": Neighbourhoods(k_precision=3, k_density=5),
 }
 

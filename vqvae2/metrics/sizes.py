@@ -37,7 +37,7 @@ class InfinitySizes:
 
     Args:
         points: how many; Chong & Forsyth (2020) take 15.
-        smallest: auto: 5,000, as they take, or a tenth of the largest.
+        smallest: auto: 5,000, as they take, or a fifth of the largest.
         largest: auto: 50,000, as they take, or as many as there are samples.
     """
 
@@ -164,7 +164,7 @@ def fitted(wanted: Wanted, *, samples: int, sets: Sequence[int], real: int) -> t
         largest = fit("samples of FID-infinity", infinity.largest, LARGEST, samples)
         smallest = infinity.smallest
         if smallest == AUTO:
-            smallest = min(SMALLEST, max(largest // 10, 2))
+            smallest = min(SMALLEST, max(largest // 5, 2))
         infinity = replace(infinity, smallest=smallest, largest=largest)
         if smallest >= largest:
             notes.append(f"FID-infinity is left out: {largest:,} samples after {smallest:,} make no line.")

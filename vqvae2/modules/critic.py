@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models import WeightsEnum
 
-from vqvae2.data.class_names import composed, some
+from vqvae2.data.class_matching import composed
 from vqvae2.modules.checkpoint import load_network
 from vqvae2.modules.classifier import ClassifierModule
 from vqvae2.nn.classifier import residual_networks
@@ -85,8 +85,8 @@ def check_classifier(
         )
     if composed(found_classes) != composed(wanted_classes):
         raise ValueError(
-            f"{path} was trained on the classes {some(found_classes)}, but the data has "
-            f"{some(wanted_classes)}. Take a classifier that was trained on the same classes in this order."
+            f"{path} was trained on the classes {_some(found_classes)}, but the data has "
+            f"{_some(wanted_classes)}. Take a classifier that was trained on the same classes in this order."
         )
 
 
@@ -162,3 +162,7 @@ def _first(error: Exception) -> str:
 
 def _pairs(values: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f", … ({len(names)})" if len(names) > 10 else "")
