@@ -211,9 +211,11 @@ def large(name: str, value: str, beside: str | None) -> Html:
 
 def samples(run: Run) -> Html:
     classes = run.classes()
-    legend = "drawn at random, none picked; a class a column"
-    legend += f": {', '.join(map(str, classes))}." if classes and len(classes) <= 10 else "."
-    found = run.images("samples") or [("samples", run.folder / "samples" / "grid.png")]
+    found, legend = run.images("samples"), "drawn at random, none picked"
+    if found and classes:  # the pictures of a verdict; the sample job's may have other columns
+        legend += "; a class a column"
+        legend += f": {', '.join(map(str, classes))}" if len(classes) <= 10 else ""
+    found, legend = found or [("samples", run.folder / "samples" / "grid.png")], f"{legend}."
     shown = [
         picture(
             path,

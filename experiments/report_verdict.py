@@ -89,6 +89,11 @@ def facts(verdict: Verdict) -> list[tuple[str, Html]]:
         found.append(("Critic", code(critic) if critic else join(["that of the sample job"])))
     colours = {1: "grey", 3: "colour"}.get(inputs["channels"], f"{inputs['channels']} channels")
     found.append(("Images", join([f"{inputs['image_size']} x {inputs['image_size']}, {colours}"])))
+    if "versions" in content:  # not in older verdicts
+        commit, versions = (content["commit"] or "not known")[:12], content["versions"]
+        found.append(
+            ("Computed by", join([f"commit {commit}, torch {versions['torch']}, {content['device']}"]))
+        )
     found.append(("Command", code(content["command"])))
     return found
 
@@ -211,19 +216,20 @@ def label(verdict: Verdict, metric: str) -> str:
 
 
 def left_out_list(verdicts: Sequence[Verdict]) -> Html:
-    """Every figure that is missing, and why."""
+    """Every figure that is missing, and why; then what was computed otherwise than asked for."""
     sets: dict[tuple[str, str], list[str]] = {}
     for verdict in verdicts:
         for entry in verdict.content.get("left_out") or []:
             name = label(verdict, entry["metric"])
             sets.setdefault((name, entry["reason"]), []).append(set_name(entry.get("set")))
-    if not sets:
+    notes = [element("li", note) for verdict in verdicts for note in verdict.content.get("notes", [])]
+    if not sets and not notes:
         return note("Every figure was computed for every set.")
     items = [
         element("li", element("strong", name), f" of {'; '.join(which)}: {reason}")
         for (name, reason), which in sets.items()
     ]
-    return element("ul", *items)
+    return element("ul", *items, *notes)
 
 
 def paired(

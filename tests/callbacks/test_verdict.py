@@ -196,7 +196,7 @@ def test_wandb_gets_tables_curves_and_a_summary():
     assert rows["t1.0@0.25"] == [250, 12.0, 8.1, 5.3, 0.70, 0.38]
     assert rows["held_out"] == [500, 2.1, None, 6.8, 0.74, 0.73]
     run = logged.pop("verdict/run")
-    assert run.data == [[f"the run's {key}", value] for key, value in RUN.items()]
+    assert run.data == [[fake_verdict()["legend"][key]["name"], value] for key, value in RUN.items()]
     lines = logged.pop("verdict/fid-is").table.data
     assert [[x, y] for x, line, y in lines if line == "FID* (classifier) of t1.0"] == [
         [3.9, 9.0],

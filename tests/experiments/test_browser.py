@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.experiments.fake_run import make_run, row, verdict
+from tests.experiments.fake_run import legend, make_run, row, verdict
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 REQUIRED = os.environ.get("VQVAE2_BROWSER_REQUIRED") == "1"
@@ -87,11 +87,10 @@ def browser():
 def report(tmp_path_factory) -> Path:
     """With long names, and as many sets and figures as a large verdict has."""
     content = verdict()
-    for metric in ("fid_infinity", "density", "coverage", "critic_log_score"):
-        content["legend"][metric] = {"name": f"{metric} (classifier)", "metric": metric, "better": "lower"}
+    content["legend"] |= legend()
+    more = {"density_classifier": 1.5, "coverage_classifier": 0.5}
     content["sets"] += [
-        row(f"temperature_0.{i}_of_a_long_name@0.{i}", "samples", 1000, i / 10, density=1.5, coverage=0.5)
-        for i in range(1, 10)
+        row(f"temperature_0.{i}_of_a_long_name@0.{i}", "samples", 1000, i / 10, **more) for i in range(1, 10)
     ]
     content["command"] += " --data.init_args.samples=" + "very_long_name/" * 20
     run = make_run(tmp_path_factory.mktemp("runs") / "a_run_of_a_rather_long_name", content)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.experiments.fake_run import LEGEND, accuracy, make_run, row, verdict, write_json, write_verdict
+from tests.experiments.fake_run import accuracy, legend, make_run, row, verdict, write_json, write_verdict
+from tests.experiments.real_run import real_run, real_verdict
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 DASH = "\N{EN DASH}"
@@ -29,6 +30,7 @@ def made(report, monkeypatch, capsys):
 
     def make(run: Path, *arguments: str):
         monkeypatch.setattr(sys, "argv", ["report.py", str(run), *arguments])
+        capsys.readouterr()
         report.main()
         return Page((run / "report.html").read_text(encoding="utf-8")), capsys.readouterr().out
 
@@ -134,15 +136,56 @@ def test_every_figure_of_every_set_stands_in_its_row_and_column(made, tmp_path):
         figures = found["figures"]
         assert cell(quality, NAMES[found["key"]], "images") == f"{found['num_images']:,}"
         for key in figures.keys() - {"is_std_classifier", "class_accuracy_by_class"}:
-            name = LEGEND[key]["name"].partition(" (")[0]
-            arrow = {"lower": "\xa0↓", "higher": "\xa0↑"}[LEGEND[key]["better"]]
+            name = legend()[key]["name"].partition(" (")[0]
+            arrow = {"lower": "\xa0↓", "higher": "\xa0↑"}[legend()[key]["better"]]
             wanted = [figures[key]] + ([figures["is_std_classifier"]] if key == "is_classifier" else [])
             assert close(cell(quality, NAMES[found["key"]], name + arrow), *wanted), key
             checked += 1
     assert checked == 4 * 6 + 3
-    for name, figure in (("FID (classifier)", 0.81234), ("bits an image", 20170.4)):
+    for name, figure in (("FID (classifier)", 0.81234), ("NLL of all levels", 20170.4)):
         line = next(line for line in printed.splitlines() if line.startswith(name))
         assert figure == pytest.approx(values(line)[0], rel=1e-3)
+
+
+def test_a_verdict_as_it_was_written_has_every_figure_on_the_page(made, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(real_run(), run)
+    page, printed = made(run)
+    content, quality = real_verdict(), page.table("Each set of images")
+    checked = 0
+    for found in content["sets"]:
+        name = found["key"].replace("_", " ").replace("held out", "held-out images").partition("@")[0]
+        name += ", best 50 %" if "@" in found["key"] else ""
+        for key, figure in found["figures"].items():
+            entry = content["legend"][key]
+            if isinstance(figure, list) or entry["metric"].endswith("_std"):
+                continue
+            arrow = {"lower": "\xa0↓", "higher": "\xa0↑"}[entry["better"]]
+            rows = [cells for row, cells in quality.items() if row.replace("\xa0", " ").startswith(name)]
+            text = cell(
+                {name: rows[-1 if "@" in found["key"] else 0]}, name, entry["name"].partition(" (")[0] + arrow
+            )
+            assert values(text)[0] == pytest.approx(figure, rel=1e-2, abs=1e-8), (found["key"], key)
+            checked += 1
+    assert checked == 11 + 9 + 2 * 8
+    for note in content["notes"]:
+        assert note in page.text
+    for fact in (content["commit"] or "not known")[:12], content["device"], content["versions"]["torch"]:
+        assert fact in page.text
+    for key, figure in content["figures"].items():
+        name = re.sub(", (training|held-out) images", "", content["legend"][key]["name"])
+        line = next(line for line in printed.splitlines() if line.startswith(f"{name}  "))
+        column = 0 if key.endswith("_train") else -1
+        assert values(line[len(name) :])[column] == pytest.approx(figure, rel=1e-2), key
+
+
+def test_a_picture_without_classes_claims_no_class_a_column(made, tmp_path):
+    page, _ = made(make_run(tmp_path / "with"))
+    assert "a class a column: zero, one, two" in page.text
+    shutil.rmtree(tmp_path / "with/eval/images")  # only the sample job's picture is left
+    page, _ = made(tmp_path / "with")
+    assert "a class a column" not in page.text
+    assert "none picked" in page.text
 
 
 def test_by_class_and_accuracies_in_percent(made, tmp_path):
@@ -161,7 +204,7 @@ def test_by_class_and_accuracies_in_percent(made, tmp_path):
 def test_figures_of_the_run_stand_beside_the_papers(made, tmp_path):
     page, _ = made(make_run(tmp_path / "fake"))
     table = page.table("The run's own figures")
-    ours = {"MSE": (0.021543, 0.0222346), "NLL top": (None, 2.13728), "bits an image": (None, 20170.4)}
+    ours = {"MSE": (0.021543, 0.0222346), "NLL top": (None, 2.13728), "NLL of all levels": (None, 20170.4)}
     for name, figures in ours.items():
         for column, figure in zip(("train", "held out"), figures, strict=True):
             text = cell(table, name, column)
@@ -169,7 +212,7 @@ def test_figures_of_the_run_stand_beside_the_papers(made, tmp_path):
     assert close(cell(page.table("Codes and codebooks"), "codebook top, perplexity", "value"), 57.3342)
     assert cell(table, "MSE", "paper, validation") == "0.0050"
     assert cell(table, "NLL top", "paper, train") == "3.40"
-    assert cell(table, "bits an image", "paper, validation") == "25,425*"
+    assert cell(table, "NLL of all levels", "paper, validation") == "25,425*"
 
 
 def test_the_papers_figures_are_those_that_it_prints(report):
@@ -243,7 +286,7 @@ def test_what_files_say_is_escaped(made, tmp_path):
 
 def test_missing_stages_are_named_with_their_command(made, tmp_path):
     run = make_run(tmp_path / "fake")
-    for stage in ("cas", "classifier", "vqvae", "top", "bottom", "complete", "eval/images"):
+    for stage in ("cas", "classifier", "vqvae", "top", "bottom", "samples", "complete", "eval/images"):
         shutil.rmtree(run / stage)
     page, _ = made(run)
     for command in (
@@ -259,7 +302,7 @@ def test_missing_stages_are_named_with_their_command(made, tmp_path):
 
 
 def test_a_run_without_samples_has_a_page(made, tmp_path):
-    content = verdict() | {"sets": [], "left_out": [], "neighbours": []}
+    content = verdict() | {"sets": [], "left_out": [], "neighbours": [], "notes": []}
     page, _ = made(make_run(tmp_path / "fake", content))
     assert "No samples were judged" in page.text
     assert "Every figure was computed" in page.text

@@ -12,7 +12,7 @@ import torch
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from tests.experiments.fake_verdict import RUN, SETS, fake_verdict, sample_set
+from tests.experiments.fake_verdict import RUN, fake_verdict, sample_set, sets
 
 ROOT = Path(__file__).parents[2]
 
@@ -182,7 +182,7 @@ def drawn_lines(axes):
 
 
 def test_figure_7_has_both_curves_and_the_real_images(experiment, axes):
-    shuffled = [SETS[3], SETS[0], SETS[2], SETS[1], *SETS[4:]]
+    shuffled = [sets()[3], sets()[0], sets()[2], sets()[1], *sets()[4:]]
     experiment("figure7").draw(axes, fake_verdict(sets=shuffled), "is", "fid", filled=True, prefix="FID, ")
     assert drawn_lines(axes) == {
         "FID, temperatures": [(3.1, 24.0), (3.6, 18.0), (4.0, 14.5), (3.9, 15.5)],
@@ -222,7 +222,7 @@ def test_only_plot_draws_any_verdict_and_runs_nothing(experiment, jobs, tmp_path
 
 
 def test_a_verdict_without_such_figures_is_refused(experiment, tmp_path, monkeypatch):
-    folder = write(tmp_path / "eval", sets=SETS[-1:])
+    folder = write(tmp_path / "eval", sets=sets()[-1:])
     with pytest.raises(SystemExit, match="neither FID and IS nor precision and recall"):
         run(monkeypatch, experiment("figure7"), "--only-plot", folder)
     assert not (tmp_path / "figure7.png").exists()
