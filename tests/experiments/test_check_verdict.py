@@ -1,12 +1,13 @@
 """The check of the verdict: that it would notice a metric that moves the wrong way."""
 
-import copy
 import importlib.util
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.experiments.real_run import like, real_verdict
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 FIGURES = {
@@ -35,19 +36,16 @@ def check():
 
 @pytest.fixture
 def verdict():
-    return copy.deepcopy(
-        {
-            "sets": [
-                {
-                    "key": key,
-                    "figures": {f"{metric}_net": v for metric, v in zip(METRICS, values, strict=True)},
-                }
-                for key, values in FIGURES.items()
-            ],
-            "legend": {f"{metric}_net": {"metric": metric} for metric in METRICS},
-            "counts": {"real": 25000, "half": 5000},
-            "settings": {"manifold": {"k_density": 5}, "kid": {"subsets": 100}},
-        }
+    """Made-up figures of made-up sets in the fields of a real verdict."""
+    real = real_verdict()
+    named = {key: dict(zip(KEYS, values, strict=True)) for key, values in FIGURES.items()}
+    manifold, kid = {"k_precision": 3, "k_density": 5}, {"subsets": 100, "subset_size": 1000}
+    return like(
+        real,
+        sets=[like(real["sets"][0], key=key, figures=figures) for key, figures in named.items()],
+        legend={f"{metric}_net": like(real["legend"]["mse_train"], metric=metric) for metric in METRICS},
+        counts={"real": 25000, "half": 5000},
+        settings=like(real["settings"], manifold=manifold, kid=kid),
     )
 
 

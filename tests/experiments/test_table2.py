@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.experiments.real_run import real_accuracy
+
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 REPORT = {
     "format": "vqvae2-accuracy-1",
@@ -39,6 +41,11 @@ def run(tmp_path):
 def write(run, name, report):
     (run / name).mkdir(parents=True, exist_ok=True)
     (run / name / "accuracy.json").write_text(json.dumps(report))
+
+
+def test_the_files_here_are_as_a_test_writes_them():
+    for found in (REPORT, REPORT["real"]):
+        assert found.keys() <= (real_accuracy() | real_accuracy()["real"]).keys()
 
 
 def printed(table2, monkeypatch, capsys, run):
