@@ -46,6 +46,7 @@ def views(keys, *marks):
         (["a", "b#1", "b", "c"], 1, 4),
         (views(FOUR, "#1"), None, 4),  # a manifest that does not tell
         (views(FOUR), None, 4),
+        (["a", "b#1", "c#flip", "d"], None, 4),  # marks in the names of pictures
         ([*FOUR[:3], *views(FOUR, "#1")[4:]], 2, 3),  # d was mended after the plain views were written
         ([*FOUR[:2], *views(FOUR, "#1")[4:]], 2, 2),  # c and d were: the number of samples is even
     ],
