@@ -7,13 +7,7 @@ import torch
 
 from tests.metrics import brute_force
 from vqvae2.metrics import neighbours
-from vqvae2.metrics.neighbours import (
-    Distances,
-    Neighbours,
-    blocks,
-    full_precision,
-    squared_distances_to_neighbours,
-)
+from vqvae2.metrics.neighbours import Neighbours, Pairs, blocks, squared_distances_to_neighbours
 
 
 def normal(*shape, seed=0):
@@ -62,62 +56,55 @@ def test_balls_hold_what_they_hold_in_float64(name, strict, block):
     samples, real = features[::2], features[10:]  # share points, so some pairs lie on the border
     radii = brute_force.squared_radii(real, 2)[None]
     exact = brute_force.squared_distances(samples, real)
-    distances = Distances(samples, real)
-    for i, j in blocks(distances):
+    for i, j in itertools.product(blocks(samples), blocks(real)):
         limit = radii[:, j]
-        found = distances.block(i, j).inside(limit, strict=strict)
+        found = Pairs(samples[i], real[j]).within(limit, strict=strict)
         assert torch.equal(found, exact[i, j] < limit if strict else exact[i, j] <= limit)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", [name for name in SETS if name not in ("tiny", "huge")])
-def test_bounds_hold(name, dtype):
+def test_errors_are_bounds(name, dtype):
     features = SETS[name]
-    distances, exact = Distances(features, features), brute_force.squared_distances(features, features)
-    with full_precision():
-        found = distances.block(slice(0, len(features)), slice(0, len(features)), dtype)
-    assert (found.lower.double() <= exact).all()
-    assert (exact <= found.upper.double()).all()
-    for mine, theirs in ((found.lower, found.mirrored().lower), (found.upper, found.mirrored().upper)):
-        torch.testing.assert_close(mine, theirs.T)
+    pairs, exact = Pairs(features, features, dtype), brute_force.squared_distances(features, features)
+    assert (pairs.rough.double() - exact).abs().max() <= pairs.error
 
 
-def test_bounds_are_narrow_enough_to_decide_nearly_all():
+def test_errors_are_small_enough_to_decide_nearly_all():
     features = normal(400, 512)
-    distances = Distances(features, features)
-    block = distances.block(slice(0, 400), slice(0, 400))
+    pairs = Pairs(features, features)
     radii = brute_force.squared_radii(features, 5)[None]
-    num_open = ((block.lower <= radii) & (block.upper >= radii)).sum() - 400  # who is on the border must be
+    num_open = ((pairs.rough - radii).abs() <= pairs.error).sum() - 400  # who is on the border must be
     assert num_open < 3e-4 * 400**2
 
 
 def test_a_pair_has_the_same_distance_in_whatever_company(monkeypatch):
     features = normal(50, 5000)
     pairs = torch.tensor(list(itertools.combinations(range(50), 2)))
-    together = Distances(features, features).exact(*pairs.T)
-    alone = [Distances(features, features).exact(*pair.view(2, 1)) for pair in pairs[:40]]
+    together = Pairs(features, features).exact(*pairs.T)
+    alone = [Pairs(features, features).exact(*pair.view(2, 1)) for pair in pairs[:40]]
     assert torch.equal(together[:40], torch.cat(alone))
-    assert torch.equal(together, Distances(features, features).exact(*pairs.flip(1).T))
+    assert torch.equal(together, Pairs(features, features).exact(*pairs.flip(1).T))
     monkeypatch.setitem(neighbours.CHUNK_NUMBERS, "cpu", 1)
-    torch.testing.assert_close(together, Distances(features, features).exact(*pairs.T), rtol=1e-14, atol=0)
+    torch.testing.assert_close(together, Pairs(features, features).exact(*pairs.T), rtol=1e-14, atol=0)
 
 
 @pytest.fixture
 def work(monkeypatch):
     """Counts pairs that are computed singly, and products by their dtype."""
     counts = {"pairs": 0, torch.float32: 0, torch.float64: 0}
-    exact, block = Distances.exact, Distances.block
+    exact, build = Pairs.exact, Pairs.__init__
 
     def counted_exact(self, i, j):
         counts["pairs"] += len(i)
         return exact(self, i, j)
 
-    def counted_block(self, i, j, dtype=None):
-        counts[dtype or self.dtype] += 1
-        return block(self, i, j, dtype)
+    def counted_build(self, *arguments):
+        build(self, *arguments)
+        counts[self.rough.dtype] += 1
 
-    monkeypatch.setattr(Distances, "exact", counted_exact)
-    monkeypatch.setattr(Distances, "block", counted_block)
+    monkeypatch.setattr(Pairs, "exact", counted_exact)
+    monkeypatch.setattr(Pairs, "__init__", counted_build)
     monkeypatch.setattr(neighbours, "BLOCK", 256)
     return counts
 
@@ -128,32 +115,32 @@ def work(monkeypatch):
         (normal(1000, 64), 0),
         (normal(1000, 64) + 1e3, 0),
         (torch.ones(1000, 64), 0),
+        (torch.ones(1000, 64) + 1e-6 * normal(1000, 64), 0),
         (normal(5, 64).repeat(200, 1) + 1e-4 * normal(1000, 64), 16),
     ],
-    ids=["normal", "far from zero", "one point", "clusters"],
+    ids=["normal", "far from zero", "one point", "nearly one point", "clusters"],
 )
 def test_few_of_a_million_pairs_are_computed_singly(features, num_float64, work):
     radii = squared_distances_to_neighbours(features, 3)[:, -1:]
     assert work["pairs"] < 50 * len(features)
-    assert work[torch.float32] == 10  # blocks on and above the diagonal
+    assert work[torch.float32] == 16
     assert work[torch.float64] <= num_float64
     work["pairs"] = 0
-    distances = Distances(features, features + 0)
-    for i, j in blocks(distances):
-        distances.block(i, j).inside(1.5 * radii[i] + 1e-9, strict=True)
+    for i, j in itertools.product(blocks(features), blocks(features)):
+        Pairs(features[i], features[j]).within(1.5 * radii[i] + 1e-9, strict=True)
     assert work["pairs"] < 50 * len(features)
 
 
 def test_precision_outside_is_neither_used_nor_lost(monkeypatch):
     backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
     before = [backend.fp32_precision for backend in backends]
-    block, seen = Distances.block, []
+    addmm, seen = torch.Tensor.addmm_, []
 
-    def watched(self, i, j, dtype=None):
+    def watched(*arguments, **options):
         seen.extend(backend.fp32_precision for backend in backends)
-        return block(self, i, j, dtype)
+        return addmm(*arguments, **options)
 
-    monkeypatch.setattr(Distances, "block", watched)
+    monkeypatch.setattr(torch.Tensor, "addmm_", watched)
     features = normal(300, 64)
     expected = squared_distances_to_neighbours(features, 3)
     try:
@@ -170,10 +157,10 @@ def test_precision_outside_is_neither_used_nor_lost(monkeypatch):
 
 def test_a_pair_that_is_found_twice_counts_once():
     found = Neighbours(2, 3, torch.device("cpu"))
-    row, squared = torch.tensor([1, 0, 1, 1]), torch.tensor([4.0, 1.0, 2.0, 2.0], dtype=torch.float64)
+    squared = torch.tensor([[1.0, torch.inf, torch.inf], [4.0, 2.0, 2.0]], dtype=torch.float64)
     for _ in range(2):
-        found.insert(row, squared, torch.tensor([7, 5, 9, 3]))
+        found.insert(squared, torch.tensor([[5, neighbours.NOBODY, neighbours.NOBODY], [7, 9, 3]]))
     assert found.index[1].tolist() == [3, 9, 7]
     assert found.squared[1].tolist() == [2, 2, 4]
-    assert found.index[0].tolist() == [5, neighbours.NOBODY, neighbours.NOBODY]
+    assert found.index[0, 0] == 5
     assert found.squared[0].tolist() == [1, torch.inf, torch.inf]

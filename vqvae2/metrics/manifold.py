@@ -7,8 +7,7 @@ recall metric, and outside, d < r, in [N] Naeem et al. (2020), Reliable fidelity
 Shape legend: M samples, N real images, D features, K neighbours.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -16,14 +15,7 @@ from torch import Tensor
 
 from vqvae2 import distributed
 from vqvae2.metrics.feature_set import check_comparable, check_finite
-from vqvae2.metrics.neighbours import (
-    Block,
-    Distances,
-    blocks,
-    full_precision,
-    own_share,
-    squared_distances_to_neighbours,
-)
+from vqvae2.metrics.neighbours import Pairs, blocks, own_share, squared_distances_to_neighbours
 
 
 class PrecisionRecall(NamedTuple):
@@ -90,33 +82,27 @@ class Balls(NamedTuple):
 def precision_recall(samples: Tensor, real: Tensor, *, k: int) -> PrecisionRecall:
     """Improved precision and recall of samples [M, D] against real images [N, D]; [K] takes k = 3.
 
-    With several ranks, which all hold all features, each does a part of the work and all have the result.
-
     Raises:
         ValueError: a side has fewer than k + 1 images, they are of two networks, or some are not finite.
     """
     _check(samples, real, metric="Precision and recall", k=k)
-    precision, recall = _pair_tests(Balls.around(samples, k=k), Balls.around(real, k=k), k)
-    _run(samples, real, [precision, recall])
-    return PrecisionRecall(precision.share_of_samples(), recall.share_of_real())
+    return PrecisionRecall(*_figures_of_both(samples, real, k)[:2])
 
 
 def density_coverage(samples: Tensor, real: Tensor, *, k: int) -> DensityCoverage:
     """Density and coverage of samples [M, D] against real images [N, D]; [N] takes k = 5.
 
-    With several ranks, which all hold all features, each does a part of the work and all have the result.
-
     Raises:
         ValueError: a side has fewer than k + 1 images, they are of two networks, or some are not finite.
     """
     _check(samples, real, metric="Density and coverage", k=k)
-    test = _BallTest(Balls.around(real, k=k).squared_radius(k), around_samples=False, strict=True)
-    _run(samples, real, [test])
-    return DensityCoverage(test.balls_of_a_sample() / k, test.share_of_real())
+    return DensityCoverage(*_figures_of_both(samples, real, k)[2:])
 
 
 def manifold_figures(samples: Balls, real: Balls, *, k_precision: int, k_density: int) -> ManifoldFigures:
-    """Precision, recall, density and coverage, each as by its own function, in half the time of both.
+    """Precision, recall, density and coverage, from one pass over the distances.
+
+    With several ranks, which all hold all features, each does a part of the work and all have the result.
 
     Args:
         samples: know at least `k_precision` neighbours.
@@ -128,75 +114,29 @@ def manifold_figures(samples: Balls, real: Balls, *, k_precision: int, k_density
         ValueError: the balls know fewer neighbours, or are of two networks.
     """
     _check(samples.features, real.features, metric="Precision and recall", k=k_precision)
-    precision, recall = _pair_tests(samples, real, k_precision)
-    density = _BallTest(real.squared_radius(k_density), around_samples=False, strict=True)
-    _run(samples.features, real.features, [precision, recall, density])
-    return ManifoldFigures(
-        precision.share_of_samples(),
-        recall.share_of_real(),
-        density.balls_of_a_sample() / k_density,
-        density.share_of_real(),
+    around_real, around_samples = real.squared_radius(k_precision), samples.squared_radius(k_precision)
+    for_density = real.squared_radius(k_density)
+    precise, recalled, covered = (
+        torch.zeros(len(side), dtype=torch.int64, device=side.device)  # 1 for those in at least one pair
+        for side in (samples.features, real.features, real.features)
     )
+    num_pairs = precise.new_zeros(())
+    for i, j in own_share(list(product(blocks(samples.features), blocks(real.features)))):
+        pairs = Pairs(samples.features[i].float(), real.features[j].float())
+        precise[i] |= pairs.within(around_real[None, j], strict=False).any(1)
+        recalled[j] |= pairs.within(around_samples[i, None], strict=False).any(0)
+        dense = pairs.within(for_density[None, j], strict=True)
+        covered[j] |= dense.any(0)
+        num_pairs += dense.count_nonzero()
+    for count in (precise, recalled, covered, num_pairs):
+        distributed.all_reduce_sum(count)
+    shares = [(count > 0).double().mean().item() for count in (precise, recalled, covered)]
+    return ManifoldFigures(shares[0], shares[1], num_pairs.item() / len(precise) / k_density, shares[2])
 
 
-@dataclass
-class _BallTest:
-    """Who is in whose ball; rows of a block are samples, columns are real images."""
-
-    squared_radius: Tensor  # float64, of every ball
-    around_samples: bool  # or around real images
-    strict: bool  # the border is outside
-    samples: Tensor = field(init=False)  # int64 [M], 1 for those in at least one pair
-    real: Tensor = field(init=False)  # int64 [N]
-    num_pairs: Tensor = field(init=False)  # int64 scalar
-
-    def start(self, samples: Tensor, real: Tensor) -> None:
-        self.samples, self.real = (side.new_zeros(len(side), dtype=torch.int64) for side in (samples, real))
-        self.num_pairs = self.samples.new_zeros(())
-
-    def update(self, block: Block) -> None:
-        radius = (
-            self.squared_radius[block.i, None] if self.around_samples else self.squared_radius[None, block.j]
-        )
-        within = block.inside(radius, strict=self.strict)
-        self.samples[block.i] |= within.any(1)
-        self.real[block.j] |= within.any(0)
-        self.num_pairs += within.count_nonzero()
-
-    def finish(self) -> None:
-        for count in (self.samples, self.real, self.num_pairs):
-            distributed.all_reduce_sum(count)
-
-    def share_of_samples(self) -> float:
-        return (self.samples > 0).double().mean().item()
-
-    def share_of_real(self) -> float:
-        return (self.real > 0).double().mean().item()
-
-    def balls_of_a_sample(self) -> float:
-        return self.num_pairs.item() / len(self.samples)
-
-
-def _pair_tests(samples: Balls, real: Balls, k: int) -> tuple[_BallTest, _BallTest]:
-    """Precision's and recall's."""
-    return (
-        _BallTest(real.squared_radius(k), around_samples=False, strict=False),
-        _BallTest(samples.squared_radius(k), around_samples=True, strict=False),
-    )
-
-
-def _run(samples: Tensor, real: Tensor, tests: Sequence[_BallTest]) -> None:
-    """Shows every pair of a sample and a real image to the tests, each block of distances computed once."""
-    with full_precision():
-        distances = Distances(samples.float(), real.float())
-        for test in tests:
-            test.start(samples, real)
-        for i, j in own_share(blocks(distances)):
-            block = distances.block(i, j)
-            for test in tests:
-                test.update(block)
-        for test in tests:
-            test.finish()
+def _figures_of_both(samples: Tensor, real: Tensor, k: int) -> ManifoldFigures:
+    balls = Balls.around(samples, k=k), Balls.around(real, k=k)
+    return manifold_figures(*balls, k_precision=k, k_density=k)
 
 
 def _check(samples: Tensor, real: Tensor, *, metric: str, k: int) -> None:

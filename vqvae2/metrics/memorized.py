@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from vqvae2.metrics.feature_set import check_finite
-from vqvae2.metrics.neighbours import NOBODY, Distances, Neighbours, blocks, full_precision
+from vqvae2.metrics.neighbours import Neighbours, Pairs, blocks
 
 
 class NearestImages(NamedTuple):
@@ -57,10 +57,8 @@ class NearestTrainingImages:
             return
         images = images.flatten(1).float()
         check_finite(images, "training images of a batch")
-        with full_precision():
-            distances = Distances(self.queries, images)
-            for i, j in blocks(distances):
-                self.found.search(distances.block(i, j), index[j].to(self.found.index))
+        for j in blocks(images):
+            self.found.search(Pairs(self.queries, images[j]), index[j].to(self.found.index))
 
     def compute(self) -> NearestImages:
         """What all ranks together have found; each must call this.
@@ -69,7 +67,7 @@ class NearestTrainingImages:
             ValueError: fewer than k training images were shown.
         """
         self.found.gather()
-        num_seen = int((self.found.index[0] != NOBODY).sum())
+        num_seen = int(self.found.squared[0].isfinite().sum())
         k = self.found.index.shape[1]
         if num_seen < k:
             raise ValueError(
