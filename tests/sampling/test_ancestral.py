@@ -1,14 +1,11 @@
 """Incremental logits are those of the full pass, and an image depends on its own noise alone."""
 
-import json
 import math
-from itertools import accumulate
 
 import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from torch.profiler import ProfilerActivity, profile
 
 from tests.nn.test_prior import KINDS, inputs, make
 from vqvae2.sampling import ancestral
@@ -250,18 +247,3 @@ def test_recording_leaves_no_trace_in_the_samples(kind, monkeypatch):
     monkeypatch.setattr(LevelSampler, "__init__", on_a_gpu)
     assert torch.equal(sample_twice(kind), expected)
     assert len(recorded) == (2 if kind == "bottom" else 5)  # a row pass, and pixel passes for few key lengths
-
-
-def test_the_memory_of_a_batch_is_known_beforehand(tmp_path):
-    wide = {"hidden": 64, "residual": 128, "num_codes": 7}
-    top = make("top", grid=(8, 8), **wide)
-    bottom = make("bottom", grid=(16, 16), condition_grids=[(8, 8)], **wide)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        ChainSampler([top, bottom], [Draw(), Draw()])(
-            torch.zeros(64, dtype=torch.int64), seed=0, images=range(64)
-        )
-    recorded.export_chrome_trace(str(tmp_path / "trace.json"))
-    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
-    changes = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]")
-    peak = max(accumulate(change for _, change in changes))
-    assert 1.0 <= ChainSampler.memory_bytes([top, bottom], 64) / peak < 1.5

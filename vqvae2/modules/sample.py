@@ -1,7 +1,6 @@
 """The sample job's module: labels in, images out. `SampleWriter` writes them."""
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -14,7 +13,6 @@ from vqvae2.data.requests import RequestBatch
 from vqvae2.modules.autoencoder import AutoencoderModule
 from vqvae2.modules.checkpoint import load_network
 from vqvae2.modules.critic import load_critic
-from vqvae2.modules.memory import check_batch, forward_bytes, free_bytes
 from vqvae2.modules.prior import PriorModule
 from vqvae2.nn.autoencoder import fingerprint
 from vqvae2.pixels import to_uint8
@@ -119,26 +117,32 @@ class SampleModule(L.LightningModule):
         """Refuses requests that the priors cannot meet.
 
         Raises:
-            ValueError: such a request, or a batch that does not fit into memory.
+            ValueError: such a request.
         """
-        data = self.trainer.datamodule
-        data.check(self.spec, self.checkpoints[0], self.classes)
-        device = self.trainer.strategy.root_device
-        free = free_bytes(device)
-        if free is not None and device.type == "cpu":
-            free //= self.trainer.num_devices  # processes of this machine, which share its memory
-        check_batch(data.batch_size, self._batch_bytes(device), free, device)
+        self.trainer.datamodule.check(self.spec, self.checkpoints[0], self.classes)
 
     def on_predict_start(self) -> None:
         if self.critic is not None:
             self.critic.to(self.device)
 
     def predict_step(self, batch: RequestBatch, batch_idx: int, dataloader_idx: int = 0) -> Samples:
+        """
+        Raises:
+            ValueError: the batch does not fit into memory.
+        """
         if not len(batch.index):
             return Samples(torch.empty(0, dtype=torch.uint8), batch.labels, batch.index, [], None, None)
         if self._sampler is None:  # the priors are in their place now
             self._sampler = ChainSampler(list(self.priors), self.draws, compiled=self.compiled)
-        levels = self._sampler(batch.labels, seed=self.seed, images=batch.index.tolist(), kept=batch.kept)
+        try:
+            return self._sample(batch, self._sampler)
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+                raise
+            raise ValueError(_too_large(len(batch.index), self.device)) from error
+
+    def _sample(self, batch: RequestBatch, sampler: ChainSampler) -> Samples:
+        levels = sampler(batch.labels, seed=self.seed, images=batch.index.tolist(), kept=batch.kept)
         images = to_uint8(self.autoencoder.decode([level.codes for level in levels]))
         scores = None if self.critic is None else log_scores(self.critic, images, batch.labels).cpu()
         return Samples(
@@ -159,30 +163,15 @@ class SampleModule(L.LightningModule):
             classes=() if by_number(self.classes) else self.classes,
         )
 
-    def _batch_bytes(self, device: torch.device) -> "_BatchBytes":
-        grids = [(1, level.height, level.width) for level in self.spec.levels]
-        size = (1, self.channels, self.image_size, self.image_size)
-        codes = [torch.zeros(grid, dtype=torch.int64, device="meta") for grid in grids]
-        per_image = [forward_bytes(self.autoencoder, lambda network: network.decode(codes))]
-        if self.critic is not None:
-            image = torch.zeros(size, device="meta")
-            per_image.append(forward_bytes(self.critic, lambda network: network(image)))
-        owners = [self, *([] if self.critic is None else [self.critic])]
-        tensors = chain.from_iterable(chain(owner.parameters(), owner.buffers()) for owner in owners)
-        to_move = sum(tensor.nbytes for tensor in tensors if tensor.device.type != device.type)
-        return _BatchBytes(list(self.priors), max(per_image), to_move)
 
-
-class _BatchBytes(NamedTuple):
-    """How much memory a batch takes beside what is loaded; called with its size."""
-
-    priors: Sequence[nn.Module]
-    per_image: int  # of decoder or critic
-    to_move: int  # of weights that are not on the device yet
-
-    def __call__(self, batch_size: int) -> int:
-        sampling = ChainSampler.memory_bytes(self.priors, batch_size)
-        return self.to_move + sampling + batch_size * self.per_image
+def _too_large(batch_size: int, device: torch.device) -> str:
+    if batch_size == 1:
+        cure = "Free some of it, or take --trainer.precision bf16-true or a device that has more."
+        return f"One image alone does not fit into the memory of the device {device}. {cure}"
+    return (
+        f"{batch_size} images at once do not fit into the memory of the device {device}. Set data.batch_size "
+        f"to {batch_size // 2}, which probably fits. Files that are finished are kept."
+    )
 
 
 def _draws(

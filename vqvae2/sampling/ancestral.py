@@ -20,8 +20,6 @@ from vqvae2.sampling.incremental import IncrementalPrior
 
 _KEY_STEPS = 4  # where passes are recorded or compiled, attention looks at 1/4, 2/4, 3/4 or all of the rows
 
-_BYTES_PER_CODE = 40  # the code, the noise and their copies
-
 
 class Draw(NamedTuple):
     """How codes are drawn; without top_k and top_p, at temperature 1, as the prior has learned them.
@@ -215,13 +213,6 @@ class ChainSampler:
             given = kept[level] if kept else labels.new_full((len(labels), height, width), -1)
             sampled.append(sampler([above.codes for above in sampled], labels, noise, given))
         return sampled
-
-    @staticmethod
-    def memory_bytes(priors: Sequence[Prior], batch_size: int) -> int:
-        """About what sampling a batch takes beside the priors' weights."""
-        states = [IncrementalPrior(prior, batch_size, device="meta") for prior in priors]
-        num_codes = sum(prior.grid[0] * prior.grid[1] for prior in priors)
-        return sum(state.num_bytes for state in states) + _BYTES_PER_CODE * num_codes * batch_size
 
 
 def sample_level(

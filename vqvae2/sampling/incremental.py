@@ -32,13 +32,12 @@ class IncrementalPrior:
     Args:
         prior: in eval mode.
         batch_size: B, for which the buffers are made.
-        device: of the buffers; None for the prior's. On "meta" they take no memory, but can be counted.
     """
 
-    def __init__(self, prior: Prior, batch_size: int, device: torch.device | str | None = None) -> None:
+    def __init__(self, prior: Prior, batch_size: int) -> None:
         self.prior = prior
         self.buffers: list[Tensor] = []
-        self._like = prior.embedding.weight.new_empty(0, device=device)
+        self._like = prior.embedding.weight.new_empty(0)
         (height, width), channels, layers = prior.grid, prior.embedding.embedding_dim, len(prior.layers)
         rows, taps = prior.v_in.kernel_size[0], prior.h_in.kernel_size[1]
         residual = prior.layers[0].v_conv.out_channels
@@ -131,18 +130,6 @@ class IncrementalPrior:
             taps[..., :-1] = taps[..., 1:].clone()
         self.in_taps[..., -1] = embedded
         self.position += 1
-
-    @property
-    def num_bytes(self) -> int:
-        """What sampling takes beside the weights: the buffers, and an estimate of the largest temporaries.
-
-        The conditioning stack and the row pass hold about six of their maps at once, and a convolution may
-        reorder its weights.
-        """
-        row = self.row_bias[:, 0].nbytes + self.v_rows[0].nbytes
-        widest = max(row, 0 if self.condition is None else self.condition.nbytes)
-        reordered = 2 * max(weight.nbytes for weight in self.prior.parameters())
-        return sum(buffer.nbytes for buffer in self.buffers) + 6 * widest + reordered
 
     def _zeros(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         self.buffers.append(self._like.new_zeros(shape, dtype=dtype))
