@@ -10,9 +10,9 @@ import re
 import socket
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from torch_fidelity.utils import create_feature_extractor
 from torchvision.models import VGG16_Weights
 
 from vqvae2.metrics.catalogue import INCEPTION, VGG
-from vqvae2.metrics.dinov2 import DinoV2
+from vqvae2.metrics.dinov2 import dinov2
 
 URLS = {
     INCEPTION: URL_INCEPTION_V3,
@@ -85,7 +85,7 @@ class _Dino(FeatureExtractorDinoV2):
     def __init__(self, name: str, layers: list[str], weights: dict[str, Tensor]) -> None:
         FeatureExtractorBase.__init__(self, name, layers)
         self.feature_extractor_internal_dtype = torch.float32
-        self.model = DinoV2(weights)
+        self.model = dinov2(weights)
 
 
 def create_extractor(name: str, layers: list[str], weights: str | None) -> nn.Module:
@@ -101,7 +101,8 @@ def create_extractor(name: str, layers: list[str], weights: str | None) -> nn.Mo
         any of DAMAGE: the file does not hold such weights.
         ValueError: it holds those of another network of the family, or the network says what it needs.
     """
-    with _only_tensors():
+    # PyTorch's own switch, read at each load: no torch.load in here unpickles code, whatever its caller says.
+    with mock.patch.dict(os.environ, TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"):
         if name not in _SHAPES or weights is None:
             return create_feature_extractor(
                 name, layers, cuda=False, verbose=False, feature_extractor_weights_path=weights
@@ -151,21 +152,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return found
 
 
-@contextmanager
-def _only_tensors() -> Iterator[None]:
-    """Keeps every torch.load in here from unpickling code, whatever its caller asked for."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # PyTorch's own switch, read at each load
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
 def _check_shapes(name: str, weights: dict[str, Tensor], path: str) -> None:
     positions = next((weights[key].shape for key in _POSITIONS if key in weights), None)
     if positions is None:
@@ -186,7 +172,10 @@ class _Part:
 
 
 class _TensorsOnly(pickle.Unpickler):
-    """Reads what a TorchScript archive holds: numbers, texts, tensors, containers and `_Part`s of them."""
+    """Reads what a TorchScript archive holds: numbers, texts, tensors, containers and `_Part`s of them.
+
+    By hand, because `torch.load` refuses such archives and `torch.jit.load` runs their code.
+    """
 
     _DTYPES = {  # noqa: RUF012
         "BoolStorage": torch.bool,
