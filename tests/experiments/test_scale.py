@@ -9,9 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.modules.training_run import autoencoder_module, image_data, trainer, write_images
 from vqvae2.data.latents import LatentSpec, Level
-from vqvae2.nn.autoencoder import HierarchicalVQVAE
 from vqvae2.nn.prior import Prior
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -67,29 +65,8 @@ def test_operations_of_a_prior_in_closed_form(scale, monkeypatch):
     assert flops == 6 * positions * multiplied
 
 
-def test_bytes_of_a_shard_are_those_of_a_real_one(scale, tmp_path):
-    """The encode job's own format: codes of 2 bytes, labels of 8, keys, and the tar's blocks."""
-    spec = LatentSpec((Level("top", 4, 4, 16), Level("bottom", 8, 8, 16)), 3, "none")
-    assert scale.shard_bytes(spec, 64, 64, "a/{}.png") % 512 == 0
-    more = scale.shard_bytes(spec, 4096, 4096, "a/{:04d}.png") - scale.shard_bytes(
-        spec, 2048, 2048, "a/{:04d}.png"
-    )
-    assert more / 2048 == pytest.approx(2 * (16 + 64) + 8 + len('"a/0000.png", '), rel=0.03)
-
-
-def test_bytes_of_a_checkpoint_are_those_of_a_real_one(scale, tmp_path):
-    module, fit = autoencoder_module(hidden=64, residual=32), trainer(1)
-    fit.fit(module, image_data(write_images(tmp_path)))
-    fit.save_checkpoint(tmp_path / "run.ckpt")
-    network = HierarchicalVQVAE(**module.description["network"])
-    weights = sum(each.numel() for each in network.parameters())
-    buffers = sum(each.numel() for each in network.buffers())
-    run = scale.Run("made_vqvae", 1, 1, 1, weights, buffers, 1)
-    assert (tmp_path / "run.ckpt").stat().st_size == pytest.approx(scale.checkpoint_bytes(run), rel=0.05)
-
-
 def test_time_and_traffic_in_closed_form(scale, assumed):
-    job = scale.Run("made_top", steps=3600, batch=64, validation=10, weights=1000, statistics=0, flops=10**12)
+    job = scale.Run("made_top", steps=3600, batch=64, weights=1000, flops=10**12)
     assumed.tflops, assumed.share, assumed.network_gbs = 100, 0.5, 1e-6
     assert job.step_s(8, assumed) == 64 * 1e12 / (8 * 50e12)
     assert scale.sent(job, 1) == (0, 0)
@@ -99,11 +76,59 @@ def test_time_and_traffic_in_closed_form(scale, assumed):
     assert row["hours (a)"] == pytest.approx(7.0)  # it waits for 7,000 bytes at 1,000 a second
 
 
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_bytes_of_two_layers_in_closed_form(scale, batch_size):
+    """A linear layer keeps its input, tanh its output; weights and views of what is kept count nothing."""
+    network = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2), nn.Sigmoid())
+
+    def step():
+        y = network(torch.empty(batch_size, 3))
+        return y.T @ torch.empty(batch_size, 1)
+
+    total, largest = scale.saved_bytes(step, network)
+    floats = batch_size * (3 + 5 + 2 + 1)  # input, tanh, sigmoid, and what the product multiplies it by
+    assert total == 4 * floats
+    assert largest == 4 * batch_size * 5
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_imagined_tensors_keep_what_real_ones_keep(scale, bf16, checkpointed):
+    owner, imagined = scale.build("demo_bottom")
+    real = type(imagined)(**owner.description["network"]).train()
+    batch = scale.MadeUpData("demo_bottom", 3, 1).batch()
+    network = None
+
+    def step():
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return scale.loss(owner, network, batch)
+
+    for network in (imagined, real):
+        network.checkpoint_layers = checkpointed
+    saved = scale.Saved([*real.parameters(), *real.buffers()])
+    with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
+        loss = step()
+    loss.backward()
+    network = imagined
+    total, _ = scale.saved_bytes(step, imagined)
+    assert total == pytest.approx(saved.total, rel=0.005)  # it counts the normalisations' statistics too
+
+
+def test_largest_batch_and_accumulation_in_closed_form(scale):
+    costs = scale.Activations(an_image=1000, fixed=500)
+    assert scale.largest_batch(100_000, 100, costs, devices=1) == (90_000 - 2000 - 500) // 1000
+    assert scale.largest_batch(100_000, 100, costs, devices=8) == (90_000 - 2400 - 500) // 1000
+    assert scale.largest_batch(100, 100, costs, devices=1) == 0
+    assert scale.accumulation(1024, 8, 128) == 1
+    assert scale.accumulation(1024, 1, 100) == 16  # 64 at a time; 100 do not divide it
+    assert scale.accumulation(1024, 8, 0) is None
+
+
 def test_the_committed_page_is_what_the_script_prints(scale, assumed, capsys):
-    """Without the table of memory, whose count takes a minute; see `test_experiments_memory`."""
+    """Without the table of memory, whose count takes a minute."""
     committed = (EXPERIMENTS / "SCALE.md").read_text().split("\n## ")
     titles = [title for title in scale.SECTIONS if title != "Memory"]
-    scale.page([8, 128], assumed, titles)
+    scale.page(scale.PAPER, [8, 128], assumed, titles)
     printed = capsys.readouterr().out.split("\n## ")
     memory = [part for part in committed if part.startswith("Memory\n")]
     assert len(memory) == 1
