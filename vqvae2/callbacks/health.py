@@ -45,7 +45,8 @@ class Health(L.Callback):
     - weights, averages, codebooks or the optimiser's state are not finite. That is looked at before each
       validation and each checkpoint, whoever saves it, so no checkpoint ever holds such numbers.
 
-    Each look waits for the device once; in the steps between nothing does.
+    Each look waits for the device once; in the steps between nothing does. By hand: Lightning's
+    `SpikeDetection` waits at every step, and looks at the loss alone.
 
     Args:
         explosion: how many times what it was a loss may be; null for any.

@@ -3,12 +3,12 @@
 import resource
 import sys
 import time
-from collections.abc import Iterable
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from vqvae2 import distributed
 
@@ -21,6 +21,8 @@ class Throughput(L.Callback):
     next batch (what is queued on a GPU goes on meanwhile, so at most this share is lost). Validation is in
     neither figure. `memory/peak_gb` is the most so far, in 10^9 bytes: what tensors took on a GPU, else the
     process. Waiting and memory are rank 0's.
+
+    By hand: Lightning's `ThroughputMonitor` does not know how long a run waits for data.
     """
 
     def __init__(self) -> None:
@@ -82,16 +84,7 @@ def batch_size(batch: Any) -> int:
     Raises:
         ValueError: there is no tensor in it.
     """
-    for leaf in _tensors(batch):
-        return leaf.shape[0]
+    for leaf in tree_leaves(batch):
+        if isinstance(leaf, Tensor):
+            return len(leaf)
     raise ValueError(f"A batch of {type(batch).__name__} holds no tensor to count samples by.")
-
-
-def _tensors(value: Any) -> Iterable[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)

@@ -6,6 +6,9 @@ machine and not to the run, so the environment says it and the same YAML serves 
 
     VQVAE2_TIMEOUT_S    seconds that one request, for at most 8 MiB, may take (60)
     VQVAE2_GIVE_UP_S    seconds without any progress after which a file is given up (900)
+
+By hand, because fsspec alone may wait for ever and begins a broken download anew, tenacity draws its pauses
+from the generator that training draws from, and obstore needs a server that sends ranges.
 """
 
 import logging

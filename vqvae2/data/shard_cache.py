@@ -8,6 +8,9 @@ Where it is and how large it may grow belongs to the machine and not to the run,
 A shard is downloaded aside, checked, and renamed into its place, so what lies there is whole. When there is
 no room, what was used longest ago goes first, never what somebody has open: who reads or writes a file holds
 a lock on the file itself, which the system takes back from a process that is killed.
+
+By hand, because fsspec's `filecache` has no bound and no lock between processes, and WebDataset's takes all
+shards of one name for the same. The locks of `filelock` cannot be shared by readers.
 """
 
 import contextlib

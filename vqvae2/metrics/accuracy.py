@@ -1,4 +1,4 @@
-"""How often a classifier is right, in counts.
+"""How often a classifier is right, in counts: one pass for what takes four metrics of torchmetrics.
 
 Shape legend: B batch, K classes.
 """

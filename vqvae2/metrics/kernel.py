@@ -34,8 +34,9 @@ def kernel_distance(
     """KID: squared maximum mean discrepancy with the kernel (γ xᵀy + c)ᵈ (Bińkowski et al., 2018).
 
     The subsets are those that torch-fidelity draws from the same seed (its default is 2020, for 100 subsets
-    of 1,000). The arithmetic is float64 throughout: a small distance is a difference of large sums. With
-    several ranks, which all hold all features, each does some of the subsets and all have the result.
+    of 1,000), whose own function works in NumPy on one processor. The arithmetic is float64 throughout: a
+    small distance is a difference of large sums. With several ranks, which all hold all features, each does
+    some of the subsets and all have the result.
 
     Args:
         samples: features [M, D].
