@@ -36,11 +36,6 @@ class FeatureSet(nn.Module):
         """Images on this rank, those that came twice counted twice."""
         return sum(map(len, self.index))
 
-    @property
-    def num_bytes(self) -> int:
-        """What this rank's features take."""
-        return sum(part.nbytes for part in self.features)
-
     def gather(self) -> Tensor:
         """float32 [N, D] on every rank, in the order of the data: neither batches nor ranks can be told.
 

@@ -18,27 +18,15 @@ from vqvae2.metrics.feature_set import check_comparable, check_finite
 from vqvae2.metrics.neighbours import Pairs, blocks, own_share, squared_distances_to_neighbours
 
 
-class PrecisionRecall(NamedTuple):
-    """[K], eq. 2."""
-
-    precision: float  # share of the samples inside a ball around a real image
-    recall: float  # share of the real images inside a ball around a sample
-
-
-class DensityCoverage(NamedTuple):
-    """[N], eq. 3 and 4. Samples as the real images are: density 1, coverage 1 − ∏ᵢ (N − i) / (N + M − i)."""
-
-    density: float  # balls around real images that a sample is in, on average, over k; may exceed 1
-    coverage: float  # share of the real images whose ball has a sample in it
-
-
 class ManifoldFigures(NamedTuple):
-    """All four, from one pass over the distances."""
+    """Sets that are alike have density 1 and coverage 1 − ∏ᵢ (N − i) / (N + M − i), i to k."""
 
-    precision: float
-    recall: float
-    density: float
-    coverage: float
+    precision: float  # [K], eq. 2: share of the samples inside a ball around a real image
+    recall: float  # [K]: share of the real images inside a ball around a sample
+    density: (
+        float  # balls around real images that a sample is in, on average, over k; may exceed 1; [N], eq. 3
+    )
+    coverage: float  # share of the real images whose ball has a sample in it; [N], eq. 4
 
 
 class Balls(NamedTuple):
@@ -79,26 +67,6 @@ class Balls(NamedTuple):
         return self.squared_radii[:, k - 1]
 
 
-def precision_recall(samples: Tensor, real: Tensor, *, k: int) -> PrecisionRecall:
-    """Improved precision and recall of samples [M, D] against real images [N, D]; [K] takes k = 3.
-
-    Raises:
-        ValueError: a side has fewer than k + 1 images, they are of two networks, or some are not finite.
-    """
-    _check(samples, real, metric="Precision and recall", k=k)
-    return PrecisionRecall(*_figures_of_both(samples, real, k)[:2])
-
-
-def density_coverage(samples: Tensor, real: Tensor, *, k: int) -> DensityCoverage:
-    """Density and coverage of samples [M, D] against real images [N, D]; [N] takes k = 5.
-
-    Raises:
-        ValueError: a side has fewer than k + 1 images, they are of two networks, or some are not finite.
-    """
-    _check(samples, real, metric="Density and coverage", k=k)
-    return DensityCoverage(*_figures_of_both(samples, real, k)[2:])
-
-
 def manifold_figures(samples: Balls, real: Balls, *, k_precision: int, k_density: int) -> ManifoldFigures:
     """Precision, recall, density and coverage, from one pass over the distances.
 
@@ -107,13 +75,18 @@ def manifold_figures(samples: Balls, real: Balls, *, k_precision: int, k_density
     Args:
         samples: know at least `k_precision` neighbours.
         real: know at least the larger of both k.
-        k_precision: of precision and recall.
-        k_density: of density and coverage.
+        k_precision: of precision and recall; [K] takes 3.
+        k_density: of density and coverage; [N] takes 5.
 
     Raises:
         ValueError: the balls know fewer neighbours, or are of two networks.
     """
-    _check(samples.features, real.features, metric="Precision and recall", k=k_precision)
+    check_comparable(
+        *(samples.features, real.features),
+        metric="Precision and recall",
+        least=2,
+        cure="set a smaller k",
+    )
     around_real, around_samples = real.squared_radius(k_precision), samples.squared_radius(k_precision)
     for_density = real.squared_radius(k_density)
     precise, recalled, covered = (
@@ -132,14 +105,3 @@ def manifold_figures(samples: Balls, real: Balls, *, k_precision: int, k_density
         distributed.all_reduce_sum(count)
     shares = [(count > 0).double().mean().item() for count in (precise, recalled, covered)]
     return ManifoldFigures(shares[0], shares[1], num_pairs.item() / len(precise) / k_density, shares[2])
-
-
-def _figures_of_both(samples: Tensor, real: Tensor, k: int) -> ManifoldFigures:
-    balls = Balls.around(samples, k=k), Balls.around(real, k=k)
-    return manifold_figures(*balls, k_precision=k, k_density=k)
-
-
-def _check(samples: Tensor, real: Tensor, *, metric: str, k: int) -> None:
-    if k < 1:
-        raise ValueError(f"{metric} need a neighbour k of at least 1, found k={k}.")
-    check_comparable(samples, real, metric=f"{metric} with k={k}", least=k + 1, cure="set a smaller k")

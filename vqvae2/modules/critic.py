@@ -3,7 +3,6 @@
 The paper does not name its classifier. It should not be the network that judges the samples afterwards.
 """
 
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torchvision import models
 from torchvision.models import WeightsEnum
 
 from vqvae2.data.class_matching import composed
+from vqvae2.metrics.extractors import DAMAGE, read_tensors
 from vqvae2.modules.checkpoint import load_network
 from vqvae2.modules.classifier import ClassifierModule
 from vqvae2.nn.classifier import residual_networks
@@ -146,14 +146,11 @@ def _from_file(path: str, file: str) -> dict[str, Tensor]:
     if not Path(file).is_file():
         raise ValueError(f"{path}: there is no file {file}.")
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        return read_tensors(Path(file))
+    except DAMAGE as error:
         raise ValueError(
-            f"{file} cannot be read as weights by name: it is damaged or something else."
+            f"{file} cannot be read as weights by name, it is damaged or something else: {_first(error)}."
         ) from error
-    if not isinstance(state, dict):
-        raise ValueError(f"{file} holds a {type(state).__name__}, wanted weights by name.")
-    return state
 
 
 def _first(error: Exception) -> str:
