@@ -4,8 +4,8 @@ Shape legend: B batch, N images over all ranks, D features.
 """
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from vqvae2 import distributed
 
@@ -56,16 +56,7 @@ class FeatureSet(nn.Module):
 
 def _of_all_ranks(mine: Tensor) -> Tensor:
     """The ranks' tensors in rank order, joined along their first dimension, which may differ."""
-    if distributed.world_size() == 1:
-        return mine
-    sizes = distributed.all_gather_objects(len(mine))
-    whole = mine.new_empty(sum(sizes), *mine.shape[1:])
-    for source, part in enumerate(whole.split(sizes)):
-        if source == distributed.rank():
-            part.copy_(mine)
-        if len(part):
-            dist.broadcast(part, src=source)
-    return whole
+    return mine if distributed.world_size() == 1 else torch.cat(gather_all_tensors(mine))
 
 
 def check_comparable(samples: Tensor, real: Tensor, *, metric: str, least: int, cure: str) -> None:
