@@ -3,7 +3,7 @@
 One product, ‖a‖² + ‖b‖² − 2ab, gives the squared distances of a block up to a known error. Pairs that are
 nearer to a limit than the error are computed again from differences in float64. So the answers are those of
 float64, ties included, and depend neither on blocks nor on ranks. By hand, because a product alone confuses
-near points, and `torch.cdist` in float64 without products takes 20 times as long.
+near points, and `torch.cdist` in float64 without products takes ten times as long.
 
 Shape legend: D features; within a block R rows, C columns; P pairs of a row and a column.
 """
