@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vqvae2.data.chunks import ChunkedDataModule
-from vqvae2.data.class_matching import by_number, comparable, labels_among, some
+from vqvae2.data.class_names import by_number, comparable, labels_among, some
 from vqvae2.data.jobs import written_by
 from vqvae2.data.latent_module import LatentDataset
 from vqvae2.data.latent_shards import check_files, verify

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models import WeightsEnum
 
-from vqvae2.data.class_matching import composed
+from vqvae2.data.class_names import composed
 from vqvae2.metrics.extractors import DAMAGE, read_tensors
 from vqvae2.modules.checkpoint import load_network
 from vqvae2.modules.classifier import ClassifierModule

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vqvae2 import distributed
-from vqvae2.data.class_matching import comparable, composed, some
+from vqvae2.data.class_names import comparable, composed, some
 from vqvae2.data.evaluation import EvaluationDataModule
 from vqvae2.data.latents import LatentSpec, check_autoencoder
 from vqvae2.metrics.features import FeatureNetwork, WeightsUnavailable

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from vqvae2.data.class_matching import composed
+from vqvae2.data.class_names import composed
 from vqvae2.data.latents import LatentBatch, LatentSpec
 from vqvae2.metrics.sums import Likelihood
 from vqvae2.modules.base import NetworkModule

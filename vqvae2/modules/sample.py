@@ -7,7 +7,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from vqvae2.data.class_matching import by_number, comparable, composed, some
+from vqvae2.data.class_names import by_number, comparable, composed, some
 from vqvae2.data.latents import LatentSpec, check_autoencoder
 from vqvae2.data.requests import RequestBatch
 from vqvae2.modules.autoencoder import AutoencoderModule
