@@ -44,6 +44,8 @@ class SampleModule(L.LightningModule):
         seed: with its number, the only randomness of an image.
         critic: see `load_critic`; scores each image by how surely it is of its class. null for none.
         compiled: use `torch.compile`, which costs minutes once.
+        graphed: on a GPU, record the sampler's passes as CUDA graphs, which costs seconds once; false where
+            a driver refuses them. Elsewhere it changes nothing.
 
     Raises:
         ValueError: a checkpoint is missing or of another kind, the priors do not cover the autoencoder's
@@ -62,6 +64,7 @@ class SampleModule(L.LightningModule):
         seed: int = 0,
         critic: str | None = None,
         compiled: bool = False,
+        graphed: bool = True,
     ) -> None:
         super().__init__()
         if seed < 0:
@@ -79,6 +82,7 @@ class SampleModule(L.LightningModule):
         self.critic_path = critic
         self.seed = seed
         self.compiled = compiled
+        self.graphed = graphed
         self._sampler: ChainSampler | None = None
 
     @property
@@ -133,7 +137,8 @@ class SampleModule(L.LightningModule):
         if not len(batch.index):
             return Samples(torch.empty(0, dtype=torch.uint8), batch.labels, batch.index, [], None, None)
         if self._sampler is None:  # the priors are in their place now
-            self._sampler = ChainSampler(list(self.priors), self.draws, compiled=self.compiled)
+            options = {"compiled": self.compiled, "graphed": self.graphed}
+            self._sampler = ChainSampler(list(self.priors), self.draws, **options)
         try:
             return self._sample(batch, self._sampler)
         except RuntimeError as error:

@@ -115,6 +115,7 @@ class HierarchicalVQVAE(nn.Module):
     ) -> None:
         super().__init__()
         require(num_levels in LEVEL_NAMES, "num_levels", num_levels, f"one of {sorted(LEVEL_NAMES)}")
+        require(channels >= 1, "channels", channels, "at least 1")
         require(hidden >= 2, "hidden", hidden, "at least 2")
         require(residual >= 1, "residual", residual, "at least 1")
         require(residual_blocks >= 0, "residual_blocks", residual_blocks, "0 or more")

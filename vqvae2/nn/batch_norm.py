@@ -17,6 +17,15 @@ class BatchNorm(nn.BatchNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        """
+        Raises:
+            ValueError: in training, all ranks together have one value a channel, which has no variance.
+        """
+        if self.training and x.numel() == x.shape[1] and distributed.world_size() == 1:
+            raise ValueError(
+                "Batch normalisation over one value a channel, wanted at least 2: take more than 1 sample a "
+                "batch (data.batch_size)."
+            )
         if not self.training or distributed.world_size() == 1:
             return super().forward(x)
         self.num_batches_tracked.add_(1)

@@ -12,6 +12,7 @@ from torchvision import models
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from vqvae2.nn.batch_norm import BatchNorm
+from vqvae2.nn.checks import require
 
 SMALL = "small"
 
@@ -53,6 +54,10 @@ class Classifier(nn.Module):
                 f"architecture is '{architecture}' with widths {list(widths)}, blocks {blocks}, stem_stride "
                 f"{stem_stride}: '{SMALL}' needs widths and blocks, a network of torchvision none of them."
             )
+        require(channels >= 1, "channels", channels, "at least 1")
+        require(stem_stride >= 1, "stem_stride", stem_stride, "at least 1")
+        require(blocks >= 0, "blocks", blocks, "at least 1")
+        require(min(widths, default=1) >= 1, "widths", list(widths), "at least 1 each")
         if architecture == SMALL:
             self.body, self.num_features = _small(channels, widths, blocks, stem_stride), widths[-1]
         else:

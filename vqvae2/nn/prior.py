@@ -39,7 +39,7 @@ class Prior(nn.Module):
         residual: R, width before the gate.
         layers: gated layers.
         attention_layers: attention layers, one after every `layers // attention_layers` gated ones.
-        kernel: odd size of the causal window.
+        kernel: odd size of the causal window, at least 3.
         dropout: in every residual branch, before its last convolution, and in attention.
         attention_dropout: whether attention drops logits (the paper's wording) or weights.
         output_layers: residual 1x1 layers behind the gated ones.
@@ -83,8 +83,14 @@ class Prior(nn.Module):
         require(layers >= 1, "layers", layers, "at least 1")
         require(0 <= attention_layers <= layers, "attention_layers", attention_layers, f"0 to {layers}")
         require(output_layers >= 0, "output_layers", output_layers, "0 or more")
+        known = attention_dropout in ("logits", "weights")
+        require(known, "attention_dropout", attention_dropout, "logits or weights")
+        require(num_classes >= 0, "num_classes", num_classes, "0 (no classes) or more")
+        require(num_codes >= 1, "num_codes", num_codes, "at least 1")
+        require(min(self.grid) >= 1, "grid", self.grid, "at least 1x1")
         if self.condition_grids:
             _check_condition(self.grid, self.condition_grids[-1], conditioning_hidden)
+            require(conditioning_blocks >= 0, "conditioning_blocks", conditioning_blocks, "0 or more")
         conditioned = bool(self.condition_grids)
         self.embedding = nn.Embedding(num_codes, hidden)
         self.label_embedding = nn.Embedding(num_classes, hidden) if num_classes else None
@@ -168,7 +174,8 @@ class Prior(nn.Module):
 
 
 def _check_widths(kernel: int, hidden: int, residual: int, dropout: float) -> None:
-    require(kernel % 2 == 1, "kernel", kernel, "an odd size: the window is centred on the position")
+    fits = kernel >= 3 and kernel % 2 == 1
+    require(fits, "kernel", kernel, "an odd number of at least 3: a window of 1 has a blind spot")
     require(hidden >= 1, "hidden", hidden, "at least 1")
     require(residual >= 2 and residual % 2 == 0, "residual", residual, "an even number: the gate halves it")
     require(0 <= dropout < 1, "dropout", dropout, "0 up to, not including, 1")

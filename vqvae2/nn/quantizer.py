@@ -38,7 +38,8 @@ class VectorQuantizer(nn.Module):
     Args:
         num_codes: K.
         dim: D.
-        decay: gamma, decay of the moving averages of counts and sums.
+        decay: gamma, decay of the moving averages of counts and sums; 0 takes the means of the last batch
+            alone, and a code that it does not use becomes zero.
         eps: Laplace smoothing of the counts.
         init: first codebook. `normal` is N(0, 1) (Sonnet 1), `uniform` is U(±sqrt(3/D)) (Sonnet 2), `data`
             replaces every code by a random vector of the first batch at the first update.
@@ -63,8 +64,9 @@ class VectorQuantizer(nn.Module):
         require(num_codes >= 1, "num_codes", num_codes, "at least 1")
         require(dim >= 1, "code_dim", dim, "at least 1")
         require(0 <= decay < 1, "decay", decay, "0 up to, not including, 1")
-        require(eps > 0, "eps", eps, "above 0")
+        require(1e-30 <= eps <= 1e6, "eps", eps, "above 0, from 1e-30 to 1e6 (in float32)")
         require(0 <= revive_below < 1, "revive_below", revive_below, "0 up to, not including, 1")
+        require(init in ("normal", "uniform", "data"), "codebook_init", init, "normal, uniform or data")
         self.decay = decay
         self.eps = eps
         self.init = init
@@ -126,7 +128,8 @@ class VectorQuantizer(nn.Module):
         self.average_sums.lerp_(sums, 1 - self.decay)
         if candidates is not None:
             self._replace_dead_codes(candidates, everything=first & (self.init == "data"))
-        unbias = -torch.expm1(self.num_updates * math.log(self.decay))  # 1 - decay^t
+        log_decay = math.log(self.decay) if self.decay else -math.inf
+        unbias = -torch.expm1(self.num_updates * log_decay)  # 1 - decay^t
         counts, sums = self.average_counts / unbias, self.average_sums / unbias
         total = counts.sum()
         smoothed = (counts + self.eps) / (total + self.num_codes * self.eps) * total

@@ -4,6 +4,7 @@ Source: VQ-VAE-2 (Razavi et al., 2019), algorithm 2 and figure 2b.
 Shape legend: B batch, K codes, H W a level's grid, N = H·W positions.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -20,13 +21,15 @@ from vqvae2.sampling.incremental import IncrementalPrior
 
 _KEY_STEPS = 4  # where passes are recorded or compiled, attention looks at 1/4, 2/4, 3/4 or all of the rows
 
+SIZES_KEPT = 2  # of batches whose passes are kept: the usual one, and the rest at the end of a file
+
 
 class Draw(NamedTuple):
     """How codes are drawn; without top_k and top_p, at temperature 1, as the prior has learned them.
 
     Attributes:
         temperature: divides the logits; below 1 favours likely codes, which trades diversity for quality.
-        top_k: only the k likeliest codes can be drawn; None for all.
+        top_k: only the k likeliest codes can be drawn, of equally likely ones the lowest; None for all.
         top_p: only the likeliest codes that together have this probability can be drawn; None for all.
     """
 
@@ -41,9 +44,8 @@ class Draw(NamedTuple):
 
     def check(self, num_codes: int) -> None:
         """Raises ValueError if codes cannot be drawn so from `num_codes`."""
-        require(
-            self.temperature > 0, "temperature", self.temperature, "above 0 (1 is what the prior learned)"
-        )
+        finite = 0 < self.temperature < math.inf
+        require(finite, "temperature", self.temperature, "above 0, finite (1 is what the prior learned)")
         top_k, top_p = self.top_k, self.top_p
         require(
             top_k is None or 1 <= top_k <= num_codes, "top_k", top_k, f"1 to {num_codes}, or null for all"
@@ -81,13 +83,15 @@ def draw(logits: Tensor, uniforms: Tensor, how: Draw = _AS_LEARNED) -> Tensor:
         uniforms: [B] in [0, 1).
         how: see `Draw`.
     """
-    logits = logits / how.temperature
+    if how.temperature != 1:  # the largest becomes 0 first: divided by next to nothing it would be infinite
+        logits = (logits - logits.amax(-1, keepdim=True)) / how.temperature
     if how.top_k is not None:
-        lowest = logits.topk(how.top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < lowest, float("-inf"))
+        likeliest = logits.argsort(dim=-1, descending=True, stable=True)[:, : how.top_k]
+        kept = logits.gather(-1, likeliest)
+        logits = torch.full_like(logits, -math.inf).scatter(-1, likeliest, kept)
     probabilities = logits.softmax(-1)
-    if how.top_p is not None:
-        descending, order = probabilities.sort(-1, descending=True)
+    if how.top_p is not None and how.top_p < 1:
+        descending, order = probabilities.sort(dim=-1, descending=True, stable=True)
         reached = descending.cumsum(-1) - descending >= how.top_p  # without this code there is enough already
         probabilities = probabilities.masked_fill(reached.gather(-1, order.argsort(-1)), 0.0)
     cumulative = probabilities.cumsum(-1)
@@ -98,20 +102,19 @@ def draw(logits: Tensor, uniforms: Tensor, how: Draw = _AS_LEARNED) -> Tensor:
 class LevelSampler:
     """Draws the codes of one level, batch after batch.
 
-    Buffers, CUDA graphs and compiled passes are made for the first batch and kept for those of its size.
-
     Args:
         prior: in eval mode, on its device.
         how: the codes are drawn.
-        compiled: passes go through `torch.compile`, which takes a minute once.
+        compiled: passes go through `torch.compile`, which takes a minute once for each size of batch.
+        graphed: on a GPU, passes are recorded as CUDA graphs, once for each size of batch.
     """
 
-    def __init__(self, prior: Prior, how: Draw, *, compiled: bool = False) -> None:
+    def __init__(self, prior: Prior, how: Draw, *, compiled: bool = False, graphed: bool = True) -> None:
         self.prior = prior
         self.how = how
         self.compiled = compiled
-        self.graphed = prior.embedding.weight.is_cuda
-        self.batch_size = 0
+        self.graphed = graphed and prior.embedding.weight.is_cuda
+        self._passes: dict[int, _Passes] = {}  # by size of batch, the last used at the end
 
     @torch.inference_mode()
     def __call__(self, conditions: Sequence[Tensor], labels: Tensor, noise: Tensor, kept: Tensor) -> Sampled:
@@ -122,11 +125,52 @@ class LevelSampler:
             noise: [B, N] of `uniform_noise`.
             kept: codes [B, H, W] that are given; -1 where one is to be drawn.
         """
-        height, width = self.prior.grid
         if bool((kept >= 0).all()):
             return self._scored(conditions, labels, kept)
-        if len(labels) != self.batch_size:
-            self._prepare(len(labels))
+        return self._passes_for(len(labels))(conditions, labels, noise, kept)
+
+    def _scored(self, conditions: Sequence[Tensor], labels: Tensor, codes: Tensor) -> Sampled:
+        """Nothing is to be drawn: one full pass."""
+        logits = self.prior(codes, conditions, labels)
+        nll = F.cross_entropy(logits.double(), codes, reduction="none")
+        return Sampled(codes.clone(), nll.sum((1, 2)))
+
+    def _passes_for(self, batch_size: int) -> "_Passes":
+        """Made anew or, where making them takes long, kept for `SIZES_KEPT` sizes of batch."""
+        passes = self._passes.pop(batch_size, None)
+        if passes is None:
+            keep = SIZES_KEPT if self.compiled or self.graphed else 1
+            while len(self._passes) >= keep:
+                del self._passes[next(iter(self._passes))]
+            passes = _Passes(self.prior, self.how, batch_size, compiled=self.compiled, graphed=self.graphed)
+        self._passes[batch_size] = passes
+        return passes
+
+
+class _Passes:
+    """Row pass and pixel passes for one size of batch, with their buffers; see `LevelSampler`."""
+
+    def __init__(self, prior: Prior, how: Draw, batch_size: int, *, compiled: bool, graphed: bool) -> None:
+        self.prior = prior
+        self.how = how
+        self.few_visible = compiled or graphed
+        state = self.state = IncrementalPrior(prior, batch_size)
+        shape = prior.grid[0] * prior.grid[1], batch_size
+        device = state.position.device
+        self.noise = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.codes = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.nll = torch.zeros(batch_size, dtype=torch.float64, device=device)
+        row_pass, pixel_pass = state.start_row, self._pixel_pass
+        if compiled:
+            row_pass, pixel_pass = (torch.compile(one, dynamic=False) for one in (row_pass, pixel_pass))
+        visible = {self._visible(row) for row in range(prior.grid[0])}
+        self.row_pass, self.pixel_passes = row_pass, {keys: partial(pixel_pass, keys) for keys in visible}
+        if graphed:
+            self.row_pass = captured(self.row_pass, state.restart)
+            self.pixel_passes = {k: captured(one, state.restart) for k, one in self.pixel_passes.items()}
+
+    def __call__(self, conditions: Sequence[Tensor], labels: Tensor, noise: Tensor, kept: Tensor) -> Sampled:
+        height, width = self.prior.grid
         self.state.start(conditions, labels)
         self.noise.copy_(noise.T)
         self.codes.copy_(kept.flatten(1).T)
@@ -139,34 +183,11 @@ class LevelSampler:
         codes = self.codes.T.clone(memory_format=torch.contiguous_format)
         return Sampled(codes.view(-1, height, width), self.nll.clone())
 
-    def _scored(self, conditions: Sequence[Tensor], labels: Tensor, codes: Tensor) -> Sampled:
-        """Nothing is to be drawn: one full pass."""
-        logits = self.prior(codes, conditions, labels)
-        nll = F.cross_entropy(logits.double(), codes, reduction="none")
-        return Sampled(codes.clone(), nll.sum((1, 2)))
-
-    def _prepare(self, batch_size: int) -> None:
-        state = self.state = IncrementalPrior(self.prior, batch_size)
-        shape = self.prior.grid[0] * self.prior.grid[1], batch_size
-        device = state.position.device
-        self.batch_size = batch_size
-        self.noise = torch.zeros(shape, dtype=torch.float64, device=device)
-        self.codes = torch.zeros(shape, dtype=torch.int64, device=device)
-        self.nll = torch.zeros(batch_size, dtype=torch.float64, device=device)
-        row_pass, pixel_pass = state.start_row, self._pixel_pass
-        if self.compiled:
-            row_pass, pixel_pass = (torch.compile(one, dynamic=False) for one in (row_pass, pixel_pass))
-        visible = {self._visible(row) for row in range(self.prior.grid[0])}
-        self.row_pass, self.pixel_passes = row_pass, {keys: partial(pixel_pass, keys) for keys in visible}
-        if self.graphed:
-            self.row_pass = captured(self.row_pass, state.restart)
-            self.pixel_passes = {k: captured(one, state.restart) for k, one in self.pixel_passes.items()}
-
     def _visible(self, row: int) -> int:
         """How many keys attention looks at in this row: few different numbers where each has its own pass."""
         height, width = self.prior.grid
-        few = self.compiled or self.graphed
-        steps = 1 if not self.prior.attention else min(_KEY_STEPS, height) if few else height
+        most = min(_KEY_STEPS, height) if self.few_visible else height
+        steps = most if self.prior.attention else 1
         step = row * steps // height
         return -(-(step + 1) * height // steps) * width
 
@@ -189,11 +210,15 @@ class ChainSampler:
         priors: one a level, top first, in eval mode, on their device.
         draws: one a level.
         compiled: see `LevelSampler`.
+        graphed: likewise.
     """
 
-    def __init__(self, priors: Sequence[Prior], draws: Sequence[Draw], *, compiled: bool = False) -> None:
+    def __init__(
+        self, priors: Sequence[Prior], draws: Sequence[Draw], *, compiled: bool = False, graphed: bool = True
+    ) -> None:
         self.levels = [
-            LevelSampler(prior, how, compiled=compiled) for prior, how in zip(priors, draws, strict=True)
+            LevelSampler(prior, how, compiled=compiled, graphed=graphed)
+            for prior, how in zip(priors, draws, strict=True)
         ]
 
     def __call__(
@@ -218,6 +243,6 @@ class ChainSampler:
 def sample_level(
     prior: Prior, conditions: Sequence[Tensor], labels: Tensor, noise: Tensor, how: Draw = _AS_LEARNED
 ) -> Sampled:
-    """Draws the codes of one level once; see `LevelSampler`."""
+    """Draws the codes of one level once, so nothing is recorded for it; see `LevelSampler`."""
     given = labels.new_full((len(labels), *prior.grid), -1)
-    return LevelSampler(prior, how)(conditions, labels, noise, given)
+    return LevelSampler(prior, how, graphed=False)(conditions, labels, noise, given)
