@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from timing import compare, describe_machine, print_table
-from vqvae2.modules.autoencoder import AutoencoderModule
-from vqvae2.modules.schedules import Constant
-from vqvae2.nn.autoencoder import HierarchicalVQVAE
+from vqvae2.nn.hierarchical import HierarchicalVQVAE
 from vqvae2.nn.quantizer import update_codebooks
+from vqvae2.training.autoencoder import AutoencoderModule
+from vqvae2.training.schedules import Constant
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LEARNING_RATE = 2e-4

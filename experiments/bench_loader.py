@@ -4,7 +4,7 @@
     python experiments/bench_loader.py cifar10_vqvae --data.num_workers 2
 
 A loader is timed alone and in training, where the share of the time that is spent waiting for it counts: the
-`speed/data_wait` of `vqvae2.callbacks.throughput`, over all timed steps; above 5 % it is marked. Images that
+`speed/data_wait` of `vqvae2.runs.throughput`, over all timed steps; above 5 % it is marked. Images that
 a config caches are decoded once, so the second epoch is timed apart (if the first was a whole one, it is from
 memory alone). The data of the configs has to be there; options unknown to this script go to the configs.
 """
@@ -23,8 +23,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from timing import describe_machine, print_table
-from vqvae2.callbacks.throughput import Throughput, batch_size
-from vqvae2.cli import SuiteCLI
+from vqvae2.cli.main import SuiteCLI
+from vqvae2.runs.throughput import Throughput, batch_size
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = [f"{dataset}_{stage}" for dataset in ("demo", "cifar10") for stage in ("vqvae", "top", "bottom")]

@@ -30,10 +30,10 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from timing import compare, describe_machine, print_table
-from vqvae2.callbacks.throughput import peak_memory_gb
 from vqvae2.metrics.frechet import Moments, frechet_distance
 from vqvae2.metrics.kernel import kernel_distance
 from vqvae2.metrics.manifold import Balls, ManifoldFigures, manifold_figures
+from vqvae2.runs.throughput import peak_memory_gb
 
 HIDDEN = 64
 SCALE, SHIFT = 1.7, 1.0

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from configured import PRIOR_26M
 from timing import compare, describe_machine, print_table
 from vqvae2.nn.causal import CausalAttention
-from vqvae2.nn.prior import Prior
+from vqvae2.nn.pixelsnail import Prior
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LEARNING_RATE = 3e-4

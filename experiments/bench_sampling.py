@@ -16,7 +16,7 @@ from torch import nn
 
 from configured import PRIOR_26M, network
 from timing import describe_machine, print_table, seconds
-from vqvae2.nn.prior import Prior
+from vqvae2.nn.pixelsnail import Prior
 from vqvae2.sampling.ancestral import ChainSampler, Draw
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}

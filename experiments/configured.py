@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from vqvae2.composition import compose
+from vqvae2.cli.composition import compose
 from vqvae2.data.latents import LatentSpec, Level
-from vqvae2.modules.base import NetworkModule
+from vqvae2.training.base import NetworkModule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NUM_CLASSES = {"demo": 10, "cifar10": 10, "imagenet": 1000, "ffhq": 0}

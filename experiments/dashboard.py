@@ -15,8 +15,8 @@ import wandb
 from wandb_workspaces import workspaces as ws
 from wandb_workspaces.reports import v2 as wr
 
-from vqvae2.callbacks.loggers import has_credentials
-from vqvae2.callbacks.verdict import CURVES, NEIGHBOURS, RUN, SETS
+from vqvae2.evaluation.pictures import CURVES, NEIGHBOURS, RUN, SETS
+from vqvae2.runs.loggers import has_credentials
 
 NAME = "VQ-VAE-2"
 LEVELS = ("top", "mid", "bottom")

@@ -25,8 +25,8 @@ from matplotlib.axes import Axes
 
 from paper import DATA, FIGURE_7
 from verdicts import NONE, print_table, read_verdict
-from vqvae2.callbacks.verdict import Point, curves, figure_key
-from vqvae2.composition import compose
+from vqvae2.cli.composition import compose
+from vqvae2.evaluation.pictures import Point, curves, figure_key
 
 CONFIGS = Path("configs")
 TEMPERATURES, KEPT, REAL, OTHERS = "#2a6f97", "#c8553d", "#588157", "#555555"

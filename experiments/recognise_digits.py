@@ -18,8 +18,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.svm import SVC
 from torch import from_numpy
 
-from vqvae2.data.scores import read_scores
 from vqvae2.data.sources import ImageSource, open_source
+from vqvae2.jobs.scores import read_scores
 from vqvae2.sampling.rejection import keep_best
 
 NUM_TRAIN = 4500  # of the 5,000 digits; the others show how good the judge is

@@ -25,10 +25,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from bench_training import MadeUpData, step_flops
 from configured import CONFIGS, data_facts, module
 from timing import print_table
-from vqvae2.composition import compose
+from vqvae2.cli.composition import compose
 from vqvae2.data.images import ImageBatch
-from vqvae2.modules.base import NetworkModule
-from vqvae2.nn.prior import Prior
+from vqvae2.nn.pixelsnail import Prior
+from vqvae2.training.base import NetworkModule
 
 PAPER = [
     *(f"imagenet_{stage}" for stage in ("vqvae", "top", "bottom")),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import paper
-from vqvae2.modules.accuracy import FORMAT, REPORT
+from vqvae2.training.classification_report import FORMAT, REPORT
 
 RUNS = {"VQ-VAE-2": "cas", "real data": "classifier"}  # what a network was trained on: its run folder
 _COLUMNS = ("top-1", "top-5")

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from vqvae2.data.latents import LatentSpec, Level
-from vqvae2.modules.checkpoint import DESCRIPTION
-from vqvae2.nn.autoencoder import HierarchicalVQVAE, fingerprint
-from vqvae2.nn.prior import Prior
+from vqvae2.nn.hierarchical import HierarchicalVQVAE, fingerprint
+from vqvae2.nn.pixelsnail import Prior
+from vqvae2.storage.checkpoint import DESCRIPTION
 
 WIDTHS = {"hidden": 8, "residual": 4, "residual_blocks": 1, "num_codes": 16, "code_dim": 4}
 AUTOENCODER = {"channels": 1, "num_levels": 2, "factor": 2, "decay": 0.99, "eps": 1e-5, **WIDTHS}

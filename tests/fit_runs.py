@@ -16,8 +16,8 @@ import torch
 import yaml
 
 from tests.checkpoints import PRIOR
-from tests.modules.training_run import NETWORK
-from vqvae2 import cli
+from tests.training.training_run import NETWORK
+from vqvae2.cli.main import main as cli
 
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
 STEPS = {
@@ -43,11 +43,11 @@ def write_config(path: Path, *, model: dict, data: dict, **trainer: Any) -> Path
 
 def autoencoder(**options: Any) -> dict:
     schedule = {
-        "class_path": "vqvae2.modules.schedules.Cosine",
+        "class_path": "vqvae2.training.schedules.Cosine",
         "init_args": {"learning_rate": 0.001, "warmup": 2},
     }
     return {
-        "class_path": "vqvae2.modules.autoencoder.AutoencoderModule",
+        "class_path": "vqvae2.training.autoencoder.AutoencoderModule",
         "init_args": {"schedule": schedule, "beta": 0.25, "polyak": 0.9, **NETWORK, **options},
     }
 
@@ -61,9 +61,9 @@ def image_data(images: Path, **options: Any) -> dict:
 
 
 def top_prior(**options: Any) -> dict:
-    schedule = {"class_path": "vqvae2.modules.schedules.Constant", "init_args": {"learning_rate": 0.01}}
+    schedule = {"class_path": "vqvae2.training.schedules.Constant", "init_args": {"learning_rate": 0.01}}
     return {
-        "class_path": "vqvae2.modules.prior.TopPriorModule",
+        "class_path": "vqvae2.training.prior.TopPriorModule",
         "init_args": {"schedule": schedule, "polyak": 0.5, "output_layers": 0, **PRIOR, **options},
     }
 

@@ -7,9 +7,9 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ProgressBar
 
-from vqvae2.callbacks.samples import SampleWriter
-from vqvae2.data.requests import SampleRequests
-from vqvae2.modules.sample import SampleModule
+from vqvae2.jobs.requests import SampleRequests
+from vqvae2.jobs.sample import SampleModule
+from vqvae2.jobs.sample_writer import SampleWriter
 
 
 def sample(

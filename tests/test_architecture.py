@@ -9,7 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "vqvae2"
 FREE = ["distributed", "pixels"]  # small enough that every room may know them
-ROOMS = [*FREE, "nn", "sampling", "metrics", "data", "modules", "callbacks", "composition", "usage", "cli"]
+FLOORS = "nn sampling metrics pictures storage data training runs jobs evaluation cli"
+ROOMS = [*FREE, *FLOORS.split()]
 PLAIN = {
     "nn": sys.stdlib_module_names | {"torch", "torchvision", "einops", "vqvae2"},
     "sampling": sys.stdlib_module_names | {"torch", "numpy", "einops", "vqvae2"},
@@ -69,6 +70,6 @@ def test_the_checks_see_a_wrong_import(tmp_path, monkeypatch):
     (tmp_path / "nn").mkdir()
     wrong = tmp_path / "nn/wrong.py"
     wrong.write_text(
-        "def f():\n    from vqvae2.data.images import ImageDataModule\nimport vqvae2.modules.base\n"
+        "def f():\n    from vqvae2.data.images import ImageDataModule\nimport vqvae2.training.base\n"
     )
-    assert sorted(misplaced(wrong)) == ["data", "modules"]
+    assert sorted(misplaced(wrong)) == ["data", "training"]

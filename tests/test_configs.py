@@ -14,17 +14,17 @@ import yaml
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import DDPStrategy
 
-import vqvae2.callbacks.grids
-import vqvae2.modules.critic
-import vqvae2.modules.encode
-import vqvae2.modules.evaluation_inputs
-import vqvae2.modules.sample
-from vqvae2.cli import SuiteCLI
-from vqvae2.composition import compose
+import vqvae2.evaluation.inputs
+import vqvae2.jobs.encode
+import vqvae2.jobs.rejection_classifier
+import vqvae2.jobs.sample
+import vqvae2.runs.previews
+from vqvae2.cli.composition import compose
+from vqvae2.cli.main import SuiteCLI
 from vqvae2.data.latents import LatentSpec, Level
-from vqvae2.modules.base import NetworkModule
-from vqvae2.modules.checkpoint import Loaded
-from vqvae2.modules.sharding import ShardedStrategy
+from vqvae2.storage.checkpoint import Loaded
+from vqvae2.training.base import NetworkModule
+from vqvae2.training.sharding import ShardedStrategy
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*_*.yaml"))
@@ -99,11 +99,11 @@ def load_from_configs(path: str, kind: str) -> Loaded:
 def nothing_on_disk(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     modules = [
-        vqvae2.modules.encode,
-        vqvae2.modules.sample,
-        vqvae2.modules.critic,
-        vqvae2.modules.evaluation_inputs,
-        vqvae2.callbacks.grids,
+        vqvae2.jobs.encode,
+        vqvae2.jobs.sample,
+        vqvae2.jobs.rejection_classifier,
+        vqvae2.evaluation.inputs,
+        vqvae2.runs.previews,
     ]
     for module in modules:
         monkeypatch.setattr(module, "load_network", load_from_configs)

@@ -10,8 +10,8 @@ import pytest
 from tests.data.image_files import facts, png, write, write_tar
 from tests.ranks import run_ranks
 from vqvae2.data.images import ImageDataModule
-from vqvae2.data.passed_over import files_of_endings
 from vqvae2.data.sources import open_source
+from vqvae2.storage.passed_over import files_of_endings
 
 
 def spelled(form, *names):

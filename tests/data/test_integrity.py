@@ -19,14 +19,14 @@ from PIL import Image
 from tests.data.image_files import png, value_of, write, write_tar
 from tests.data.latent_folder import epoch_of, module, write_folder
 from vqvae2.data.images import ImageDataModule
-from vqvae2.data.shard_cache import cache_folder
 from vqvae2.data.sources import open_source
+from vqvae2.storage.cache import cache_folder
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("VQVAE2_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr("vqvae2.data.tars.WORTH_KEEPING", 2)
+    monkeypatch.setattr("vqvae2.storage.tars.WORTH_KEEPING", 2)
 
 
 class Bomb:
@@ -181,7 +181,7 @@ def test_the_index_of_a_tar_is_kept_until_the_tar_changes(tmp_path, monkeypatch)
     path = Path(write_tar(tmp_path / "x.tar", ["1", "0", "3"]))
     first = open_source(str(path))
     with monkeypatch.context() as patch:
-        patch.setattr("vqvae2.data.tars.index_tar", lambda *_: pytest.fail("indexed again"))
+        patch.setattr("vqvae2.storage.tars.index_tar", lambda *_: pytest.fail("indexed again"))
         again = open_source(str(path))
     assert [again.key(i) for i in range(3)] == [first.key(i) for i in range(3)]
     assert [again.label(i) for i in range(3)] == [1, 0, 3]

@@ -12,7 +12,7 @@ from vqvae2.data.sources import open_source
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("VQVAE2_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr("vqvae2.data.tars.WORTH_KEEPING", 1)
+    monkeypatch.setattr("vqvae2.storage.tars.WORTH_KEEPING", 1)
 
 
 def tar(path, values, *, field="class", **others):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tests.data.image_files import png, write, write_tar
-from vqvae2.data import tars
 from vqvae2.data.sources import open_source
+from vqvae2.storage import tars
 
 
 @pytest.fixture(autouse=True)

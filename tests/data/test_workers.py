@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from tests.modules.test_training import latents
+from tests.training.test_training import latents
 from vqvae2.data.images import ImageDataModule
 from vqvae2.data.latent_module import LatentDataModule
 from vqvae2.data.loader import BatchLoader, batch_loader

@@ -10,22 +10,22 @@ from typing import Any
 import lightning as L
 import torch
 
-from tests.modules.evaluation_run import SIZE, VQVAE, data_of, make_run, module_of, write_scores
+from tests.evaluation.evaluation_run import SIZE, VQVAE, data_of, make_run, module_of, write_scores
 from tests.sample_job import run as predict
-from vqvae2.callbacks.grids import ReconstructionGrid
-from vqvae2.callbacks.loggers import MetricsFile
-from vqvae2.callbacks.samples import SampleWriter
-from vqvae2.callbacks.verdict import VerdictPictures
 from vqvae2.data.images import ImageDataModule
 from vqvae2.data.latent_module import LatentDataModule
-from vqvae2.data.prompts import PromptRequests
-from vqvae2.data.requests import SampleRequests
+from vqvae2.evaluation.pictures import VerdictPictures
+from vqvae2.jobs.prompts import PromptRequests
+from vqvae2.jobs.requests import SampleRequests
+from vqvae2.jobs.sample import SampleModule
+from vqvae2.jobs.sample_writer import SampleWriter
 from vqvae2.metrics.quality import InfinitySizes, KernelSubsets, Neighbourhoods
-from vqvae2.modules.autoencoder import AutoencoderModule
-from vqvae2.modules.classifier import ClassifierModule
-from vqvae2.modules.prior import ConditionalPriorModule, TopPriorModule
-from vqvae2.modules.sample import SampleModule
-from vqvae2.modules.schedules import Constant
+from vqvae2.runs.loggers import MetricsFile
+from vqvae2.runs.previews import ReconstructionGrid
+from vqvae2.training.autoencoder import AutoencoderModule
+from vqvae2.training.classifier import ClassifierModule
+from vqvae2.training.prior import ConditionalPriorModule, TopPriorModule
+from vqvae2.training.schedules import Constant
 
 WIDTHS = {"hidden": 8, "residual": 8, "layers": 1, "kernel": 3, "attention_layers": 0, "dropout": 0.0}
 OPTIONS = {"schedule": Constant(1e-3), "polyak": 0.9}

@@ -18,16 +18,16 @@ from torch.utils.data import DataLoader
 
 from tests.checkpoints import PRIOR
 from tests.experiments.fake_verdict import fake_verdict
-from tests.modules.training_run import autoencoder_module
-from vqvae2.callbacks.grids import ReconstructionGrid, SampleGrid
-from vqvae2.callbacks.health import Health
-from vqvae2.callbacks.throughput import Throughput
-from vqvae2.callbacks.verdict import NEIGHBOURS, log_verdict
+from tests.training.training_run import autoencoder_module
 from vqvae2.data.images import ImageDataModule
 from vqvae2.data.latents import LatentBatch, LatentSpec, Level
-from vqvae2.modules.classifier import ClassifierModule
-from vqvae2.modules.prior import TopPriorModule
-from vqvae2.modules.schedules import Constant
+from vqvae2.evaluation.pictures import NEIGHBOURS, log_verdict
+from vqvae2.runs.health import Health
+from vqvae2.runs.previews import ReconstructionGrid, SampleGrid
+from vqvae2.runs.throughput import Throughput
+from vqvae2.training.classifier import ClassifierModule
+from vqvae2.training.prior import TopPriorModule
+from vqvae2.training.schedules import Constant
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 

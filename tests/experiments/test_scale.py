@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vqvae2.data.latents import LatentSpec, Level
-from vqvae2.nn.prior import Prior
+from vqvae2.nn.pixelsnail import Prior
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 

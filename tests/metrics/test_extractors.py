@@ -15,9 +15,9 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from tests.metrics.thin_vgg import thin_vgg
-from vqvae2.metrics.catalogue import INCEPTION
 from vqvae2.metrics.extractors import URLS, read_tensors
 from vqvae2.metrics.features import FeatureNetwork, to_rgb_bytes
+from vqvae2.metrics.labels import INCEPTION
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.*", "ignore:.*TorchScript.*"),

@@ -8,9 +8,9 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
 from tests.metrics.thin_vgg import thin_vgg
-from vqvae2.metrics.catalogue import INCEPTION
 from vqvae2.metrics.extractors import URLS
 from vqvae2.metrics.features import FeatureNetwork, feature_layers, to_rgb_bytes
+from vqvae2.metrics.labels import INCEPTION
 
 
 class Means(FeatureExtractorBase):

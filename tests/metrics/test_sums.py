@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from tests.ranks import run_ranks
 from vqvae2 import distributed
 from vqvae2.metrics.sums import CodebookUse, Likelihood, ReconstructionError
-from vqvae2.nn.prior import Prior
+from vqvae2.nn.pixelsnail import Prior
 
 GENERATOR = torch.Generator().manual_seed(0)
 NLL = torch.rand(37, 4, 6, generator=GENERATOR) * 9

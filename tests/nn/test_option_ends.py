@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vqvae2.nn.autoencoder import HierarchicalVQVAE
 from vqvae2.nn.batch_norm import BatchNorm
 from vqvae2.nn.classifier import Classifier
-from vqvae2.nn.prior import Prior
+from vqvae2.nn.hierarchical import HierarchicalVQVAE
+from vqvae2.nn.pixelsnail import Prior
 from vqvae2.nn.quantizer import VectorQuantizer, update_codebooks
 from vqvae2.sampling.ancestral import sample_level, uniform_noise
 

@@ -8,9 +8,9 @@ import torch
 
 from tests.nn import reference_autoencoder, reference_prior
 from tests.nn.reference_autoencoder import convolutions
-from vqvae2.nn.autoencoder import HierarchicalVQVAE, decoder, encoder
 from vqvae2.nn.conditioning import ConditioningStack
-from vqvae2.nn.prior import Prior
+from vqvae2.nn.hierarchical import HierarchicalVQVAE, decoder, encoder
+from vqvae2.nn.pixelsnail import Prior
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # float64; the order of sums differs
 K = 7

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from tests.nn.test_prior import KINDS, inputs, make
+from tests.nn.test_pixelsnail import KINDS, inputs, make
 from vqvae2.sampling import ancestral
 from vqvae2.sampling.ancestral import ChainSampler, Draw, LevelSampler, draw, sample_level, uniform_noise
 from vqvae2.sampling.incremental import IncrementalPrior

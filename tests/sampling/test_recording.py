@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tests.nn.test_prior import inputs, make
+from tests.nn.test_pixelsnail import inputs, make
 from vqvae2.sampling import ancestral
 from vqvae2.sampling.ancestral import SIZES_KEPT, ChainSampler, Draw, sample_level, uniform_noise
 

@@ -1,0 +1,1 @@
+"""What training reads: images, latents, and the order in which they come."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from vqvae2.data.decode import Strip
+from vqvae2.pictures.decode import Strip
 
 
 @dataclass(frozen=True)

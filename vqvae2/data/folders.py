@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vqvae2.data import tars
 from vqvae2.data.class_names import class_labels, normal
-from vqvae2.data.decode import open_image
 from vqvae2.data.image_source import UNLABELLED, ImageSource, file_facts, some_of
-from vqvae2.data.passed_over import ending, files_by_name, files_of_endings, say
+from vqvae2.pictures.decode import open_image
+from vqvae2.storage import tars
+from vqvae2.storage.passed_over import ending, files_by_name, files_of_endings, say
 
 # What systems and programs put beside pictures, such as thumbnails; hidden folders are skipped anyway.
 _OF_SYSTEMS = frozenset(

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
-from vqvae2.data import tars
+from vqvae2.storage import tars
 
 UNLABELLED = -1
 

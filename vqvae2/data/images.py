@@ -13,15 +13,15 @@ from torch.utils.data import DataLoader
 
 from vqvae2 import distributed
 from vqvae2.data.augment import NOTHING, Augment
-from vqvae2.data.chunks import ChunkedDataModule
-from vqvae2.data.decode import Fit
+from vqvae2.data.chunked import ChunkedDataModule
 from vqvae2.data.held_out import held_out, open_beside, refuse_missing
-from vqvae2.data.jobs import CONTENTS, listed_shards
 from vqvae2.data.loader import EpochLoader, batch_loader
 from vqvae2.data.order import EpochBatches, ShardBatches, check_shares
-from vqvae2.data.shard_cache import shards_at_once
 from vqvae2.data.sources import RemoteTarSource, TarSource, open_source
 from vqvae2.data.views import ImageBatch, Split, TrainImages, ViewImages
+from vqvae2.pictures.decode import Fit
+from vqvae2.storage.cache import shards_at_once
+from vqvae2.storage.job_file import CONTENTS, listed_shards
 
 __all__ = ["ImageBatch", "ImageDataModule", "held_out"]
 

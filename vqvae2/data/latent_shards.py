@@ -25,9 +25,9 @@ import numpy as np
 import torch
 
 from vqvae2.data.latents import ORIGIN, LatentSpec, Manifest, encode_command
-from vqvae2.data.remote import in_parallel, look
-from vqvae2.data.shard_cache import cache_bytes, fetch
-from vqvae2.data.shards import Shard, index_members, npy_bytes, read_member, sha256, write_json, write_tar
+from vqvae2.storage.cache import cache_bytes, fetch
+from vqvae2.storage.remote import in_parallel, look
+from vqvae2.storage.shards import Shard, index_members, npy_bytes, read_member, sha256, write_json, write_tar
 
 log = logging.getLogger(__name__)
 

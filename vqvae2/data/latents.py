@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from vqvae2.data.remote import download, is_remote, look
-from vqvae2.data.shard_cache import folder_of, hold_folder
-from vqvae2.data.shards import MANIFEST, Shard, write_json
+from vqvae2.storage.cache import folder_of, hold_folder
+from vqvae2.storage.remote import download, is_remote, look
+from vqvae2.storage.shards import MANIFEST, Shard, write_json
 
 ORIGIN = ".origin"  # in the local copy of a remote folder: its address
 _MAX_MANIFEST = 256 * 2**20  # bytes

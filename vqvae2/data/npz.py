@@ -15,10 +15,10 @@ import numpy as np
 from numpy.lib import format as npy
 from PIL import Image
 
-from vqvae2.data import tars
 from vqvae2.data.class_names import numbered_classes
 from vqvae2.data.image_source import UNLABELLED, ImageSource, file_facts
-from vqvae2.data.unpacked import unpacked_once
+from vqvae2.storage import tars
+from vqvae2.storage.unpacked import unpacked_once
 
 IMAGES, LABELS = "arr_0", "arr_1"
 

@@ -13,7 +13,6 @@ from vqvae2.data.class_names import MOST_CLASSES
 from vqvae2.data.folders import FolderSource, open_folder
 from vqvae2.data.image_source import UNLABELLED, ImageSource
 from vqvae2.data.npz import is_npz, open_npz
-from vqvae2.data.remote import is_remote
 from vqvae2.data.tar_sources import (
     Labels,
     RemoteTarSource,
@@ -22,6 +21,7 @@ from vqvae2.data.tar_sources import (
     open_tars,
     tar_paths,
 )
+from vqvae2.storage.remote import is_remote
 
 __all__ = [
     "DIGITS",

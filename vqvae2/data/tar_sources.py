@@ -12,17 +12,17 @@ import braceexpand
 import numpy as np
 from PIL import Image
 
-from vqvae2.data import tars
 from vqvae2.data.class_names import class_labels, normal, numbered_classes
-from vqvae2.data.decode import open_image
 from vqvae2.data.folders import holds_pictures, refuse_parts
 from vqvae2.data.image_source import UNLABELLED, ImageSource, file_facts, some_of
-from vqvae2.data.jobs import written_by
-from vqvae2.data.kept_index import kept_index
-from vqvae2.data.passed_over import ending, files_by_name, files_of_endings, say
-from vqvae2.data.remote import RemoteFile, in_parallel, look
-from vqvae2.data.shard_cache import opened
-from vqvae2.data.unpacked import plain_tar
+from vqvae2.pictures.decode import open_image
+from vqvae2.storage import tars
+from vqvae2.storage.cache import opened
+from vqvae2.storage.job_file import written_by
+from vqvae2.storage.kept_index import kept_index
+from vqvae2.storage.passed_over import ending, files_by_name, files_of_endings, say
+from vqvae2.storage.remote import RemoteFile, in_parallel, look
+from vqvae2.storage.unpacked import plain_tar
 
 _GRID = "grid.png"  # what the sample job writes beside its tars
 

@@ -14,10 +14,10 @@ import torch
 from torch.utils.data import Dataset
 
 from vqvae2.data.augment import NOTHING, Augment, centre_crop, move, recolour, sample_generator
-from vqvae2.data.decode import Fit, Strip, fit_image, to_channels, to_pixels
 from vqvae2.data.order import Index
-from vqvae2.data.remote import Unreachable
 from vqvae2.data.sources import ImageSource
+from vqvae2.pictures.decode import Fit, Strip, fit_image, to_channels, to_pixels
+from vqvae2.storage.remote import Unreachable
 
 log = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""Figures by which samples, reconstructions and priors are judged: running sums over batches and ranks."""
+"""Every figure, from features, sums or counts."""

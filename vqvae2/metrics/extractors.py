@@ -26,8 +26,8 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torch_fidelity.utils import create_feature_extractor
 from torchvision.models import VGG16_Weights
 
-from vqvae2.metrics.catalogue import INCEPTION, VGG
 from vqvae2.metrics.dinov2 import dinov2
+from vqvae2.metrics.labels import INCEPTION, VGG
 
 URLS = {
     INCEPTION: URL_INCEPTION_V3,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from vqvae2.metrics.extractors import DAMAGE, URLS, create_extractor, download
-from vqvae2.nn.autoencoder import fingerprint
+from vqvae2.nn.hierarchical import fingerprint
 from vqvae2.pixels import to_uint8
 
 
@@ -37,7 +37,7 @@ class FeatureNetwork(nn.Module):
             torch-fidelity, which prepares the images.
 
     Args:
-        name: in torch-fidelity's registry. Importing `vqvae2.modules.classifier` adds "classifier".
+        name: in torch-fidelity's registry. Importing `vqvae2.training.classifier` adds "classifier".
         weights: file of its weights; None downloads them (a classifier needs its checkpoint here).
         option: under model.init_args, what the user sets to give `weights`, for messages. The name of the
             network is then the option that has "features" in place of "weights".

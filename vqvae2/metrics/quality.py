@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from vqvae2.metrics.feature_statistics import Record
 from vqvae2.metrics.frechet import Gaussian, frechet_infinity
 from vqvae2.metrics.inception_score import inception_score
 from vqvae2.metrics.kernel import kernel_distance
 from vqvae2.metrics.manifold import Balls, manifold_figures
-from vqvae2.metrics.record import Record
 from vqvae2.metrics.sizes import InfinitySizes, KernelSubsets, Neighbourhoods, Wanted
 
 __all__ = ["InfinitySizes", "KernelSubsets", "Neighbourhoods", "Reference", "Wanted", "quality"]

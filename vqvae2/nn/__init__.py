@@ -1,1 +1,1 @@
-"""What the papers define, in plain torch: no Lightning, no files, no YAML."""
+"""Networks of all families in plain PyTorch: quantizers, autoencoders, priors, classifiers."""

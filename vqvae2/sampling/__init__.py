@@ -1,1 +1,1 @@
-"""Drawing codes from the priors: functions of (networks, labels, seeds)."""
+"""From networks to codes: functions of networks, labels and seeds."""

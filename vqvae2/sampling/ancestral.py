@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vqvae2.nn.checks import require
-from vqvae2.nn.prior import Prior
+from vqvae2.nn.pixelsnail import Prior
 from vqvae2.sampling.graphs import captured
 from vqvae2.sampling.incremental import IncrementalPrior
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqvae2.nn.causal import CausalAttention, gate, positions
-from vqvae2.nn.prior import Prior
+from vqvae2.nn.pixelsnail import Prior
 
 
 class IncrementalPrior:

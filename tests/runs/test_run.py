@@ -1,0 +1,210 @@
+"""What callbacks and loggers leave in a run folder, and how they fare without an account or a validation."""
+
+import csv
+import time
+from types import SimpleNamespace
+from typing import ClassVar
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.fake_jobs import FakeData, FakeModule
+from vqvae2.runs.loggers import MetricsFile, WandbLogger, WandbSettings
+from vqvae2.runs.log_pictures import log_picture
+from vqvae2.runs.run_folder import RunCheckpoint
+from vqvae2.runs.throughput import Throughput, batch_size
+from vqvae2.data.latents import LatentBatch
+
+
+def rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def trainer(folder, **options):
+    quiet = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "logger": False,
+        "accelerator": "cpu",
+    }
+    return L.Trainer(**(quiet | {"default_root_dir": folder} | options))
+
+
+def test_columns_grow_and_earlier_rows_stay(tmp_path):
+    metrics = MetricsFile(tmp_path)
+    metrics.log_metrics({"a": torch.tensor(1.5)}, step=0)
+    metrics.log_metrics({"b": 2.0}, step=1)
+    metrics.log_metrics({"a": 3.0, "b": 4.0}, step=2)
+    assert rows(tmp_path / "metrics.csv") == [
+        {"step": "0", "a": "1.5", "b": ""},
+        {"step": "1", "a": "", "b": "2.0"},
+        {"step": "2", "a": "3.0", "b": "4.0"},
+    ]
+
+
+def test_a_resumed_file_drops_what_was_lost_and_a_new_one_starts_anew(tmp_path):
+    first = MetricsFile(tmp_path)
+    for step in range(5):
+        first.log_metrics({"old": float(step)}, step)
+    MetricsFile(tmp_path, append=True).log_metrics(
+        {"old": 3.0, "new": 7.0}, step=3
+    )  # the checkpoint was made there
+    assert rows(tmp_path / "metrics.csv") == [
+        *({"step": str(step), "old": f"{step}.0", "new": ""} for step in range(3)),
+        {"step": "3", "old": "3.0", "new": "7.0"},
+    ]
+    MetricsFile(tmp_path).log_metrics({"new": 8.0}, step=0)
+    assert rows(tmp_path / "metrics.csv") == [{"step": "0", "new": "8.0"}]
+
+
+def test_nan_is_never_best_and_hides_no_later_best(tmp_path):
+    class Scripted(FakeModule):
+        values = iter([float("nan"), 3.0, float("nan"), 2.0])
+
+        def on_validation_epoch_end(self):
+            self.log("score", next(self.values))
+
+    saved = []
+
+    class Spy(RunCheckpoint):
+        def _save(self, trainer, names, *_, **__):
+            saved.append((*names, trainer.global_step))
+            self._saved_step = trainer.global_step
+            return True
+
+    options = {"max_epochs": 4, "num_sanity_val_steps": 0, "callbacks": [Spy(monitor="score")]}
+    trainer(tmp_path, **options).fit(Scripted(hidden=1), FakeData(size=4))
+    assert saved == [("last", 1), ("best", "last", 2), ("last", 3), ("best", "last", 4)]
+
+
+def test_without_validation_every_epoch_is_kept_as_last(tmp_path):
+    saved = []
+
+    class Spy(RunCheckpoint):
+        def _save(self, trainer, names, *_, **__):
+            saved.append((*names, trainer.global_step))
+            self._saved_step = trainer.global_step
+            return True
+
+    options = {"max_epochs": 2, "limit_val_batches": 0, "callbacks": [Spy()]}
+    trainer(tmp_path, **options).fit(FakeModule(hidden=1), FakeData(size=8, batch_size=4))
+    assert saved == [("last", 2), ("last", 4)]
+
+
+def test_throughput_counts_samples_and_waiting(tmp_path, monkeypatch):
+    """A clock that only data (2 s), steps (6 s) and validation (100 s) move."""
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+
+    def pass_s(seconds):
+        nonlocal now
+        now += seconds
+
+    class SlowData(FakeData):
+        def train_dataloader(self):
+            def batches():
+                for batch in self.loader:
+                    pass_s(2)
+                    yield batch
+
+            return batches()
+
+    class SlowModule(FakeModule):
+        logged: ClassVar[list] = []
+
+        def training_step(self, batch):
+            pass_s(6)
+            return super().training_step(batch)
+
+        def validation_step(self, batch):
+            pass_s(100)
+
+        def log_dict(self, values, **_):
+            self.logged.append(values)
+
+    module = SlowModule(hidden=1)
+    options = {
+        "max_steps": 8,
+        "val_check_interval": 3,
+        "check_val_every_n_epoch": None,
+        "log_every_n_steps": 2,
+    }
+    trainer(tmp_path, callbacks=[Throughput()], enable_checkpointing=False, **options).fit(
+        module, SlowData(size=64)
+    )
+    # Of two steps each; the first, and the first after a validation, have no known start of their waiting.
+    assert [values["speed/data_wait"] for values in module.logged] == pytest.approx(
+        [2 / 14, 2 / 14, 4 / 16, 2 / 14]
+    )
+    assert module.logged[2]["speed/samples_per_s"] == pytest.approx(8 / 16)
+
+
+def test_samples_are_counted_by_the_first_tensor():
+    codes = (torch.zeros(5, 4, 4), torch.zeros(5, 8, 8))
+    assert batch_size(LatentBatch(codes, torch.zeros(5), torch.arange(5))) == 5
+    assert batch_size({"names": ["a", "b"], "x": torch.zeros(2)}) == 2
+    with pytest.raises(ValueError, match="no tensor"):
+        batch_size(["a"])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_picture_is_written_pixel_for_pixel_by_rank_0_only(tmp_path, channels):
+    picture = torch.arange(channels * 4 * 5, dtype=torch.uint8).reshape(channels, 4, 5)
+    run = SimpleNamespace(default_root_dir=str(tmp_path), global_step=12, is_global_zero=False, loggers=[])
+    path = log_picture(run, "val/samples", picture)
+    assert path == tmp_path / "images/val-samples-0000012.png"
+    assert not path.exists()
+    run.is_global_zero = True
+    log_picture(run, "val/samples", picture)
+    found = np.asarray(Image.open(path)).reshape(4, 5, channels)
+    assert np.array_equal(found, picture.permute(1, 2, 0).numpy())
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.fixture
+def no_account(tmp_path, monkeypatch):
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+
+def test_without_a_key_wandb_goes_offline_with_one_warning(tmp_path, no_account):
+    with pytest.warns(UserWarning, match="W&B has no key") as warned:
+        logger = WandbLogger(WandbSettings(), tmp_path)
+    assert len(warned) == 1
+    picture = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    run = SimpleNamespace(
+        default_root_dir=str(tmp_path), global_step=3, is_global_zero=True, loggers=[logger]
+    )
+    log_picture(run, "samples", picture)
+    logger.log_metrics({"loss": 1.0}, step=3)
+    logger.experiment.finish()
+    [folder] = (tmp_path / "wandb").glob("offline-run-*")
+    assert list(folder.glob("run-*.wandb"))
+    assert list(folder.glob("files/media/images/samples*.png"))
+
+
+def test_a_run_that_goes_on_is_one_run_in_wandb(tmp_path, no_account):
+    def run_id(*, append):
+        logger = WandbLogger(WandbSettings(mode="offline"), tmp_path, append=append)
+        logger.log_metrics({"loss": 1.0}, step=1)
+        found = logger.experiment.id
+        logger.experiment.finish()
+        return found
+
+    first = run_id(append=False)
+    assert run_id(append=True) == first
+    assert run_id(append=False) != first
+
+
+def test_disabled_wandb_leaves_nothing(tmp_path, no_account, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    logger = WandbLogger(WandbSettings(), tmp_path)
+    logger.log_metrics({"loss": 1.0}, step=0)
+    logger.experiment.finish()
+    assert list(tmp_path.iterdir()) == []

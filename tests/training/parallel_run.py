@@ -1,0 +1,158 @@
+"""Training runs of one and of two processes, of every trainable module, tiny: for tests that compare them."""
+
+import os
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy
+
+from tests.checkpoints import save_autoencoder
+from tests.training.training_run import NETWORK, image_data, trainer, write_images
+from vqvae2.data.latent_module import LatentDataModule
+from vqvae2.data.latent_shards import write_shard
+from vqvae2.data.latents import LatentSpec, Level, Manifest, write_manifest
+from vqvae2.nn.hierarchical import fingerprint
+from vqvae2.runs.checkpoint_files import StreamedCheckpoints
+from vqvae2.runs.previews import ReconstructionGrid, SampleGrid
+from vqvae2.storage.checkpoint import DESCRIPTION, read_checkpoint
+from vqvae2.training.autoencoder import AutoencoderModule
+from vqvae2.training.classifier import ClassifierModule
+from vqvae2.training.prior import ConditionalPriorModule, TopPriorModule
+from vqvae2.training.schedules import Constant
+from vqvae2.training.sharding import ShardedStrategy
+
+STEPS, HALF = 20, 10
+SHARED = {"schedule": Constant(3e-3), "polyak": 0.9}
+PRIOR = {"hidden": 8, "residual": 8, "layers": 2, "kernel": 3, "dropout": 0.0, "output_layers": 1}
+CONDITIONED = {"layers": 1, "attention_layers": 0, "conditioning_hidden": 8, "conditioning_blocks": 2}
+MODULES = {
+    "autoencoder": lambda **options: AutoencoderModule(**SHARED, beta=0.25, **(NETWORK | options)),
+    "top": lambda **options: TopPriorModule(
+        **SHARED, **(PRIOR | {"attention_layers": 1, "heads": 2} | options)
+    ),
+    "bottom": lambda **options: ConditionalPriorModule(
+        level="bottom",
+        **SHARED,
+        **(PRIOR | CONDITIONED | options),
+    ),
+    "classifier": lambda **options: ClassifierModule(
+        **SHARED, **({"widths": [4, 6], "blocks": 1, "weight_decay": 0.1} | options)
+    ),
+}
+MODEL_OPTIONS = {"bottom": {"checkpoint_layers": True}, "top": {}, "autoencoder": {}, "classifier": {}}
+TRAINER = {"top": {"gradient_clip_val": 0.05, "accumulate_grad_batches": 2}}
+BATCH = {"autoencoder": 8, "top": 4, "bottom": 4, "classifier": 8}
+
+
+def write_data(folder):
+    """Images in two classes, an autoencoder of 16x16, and latents that say they are of it."""
+    (folder / "images").mkdir()
+    write_images(folder / "images")
+    for split in ("train", "val"):  # the second half of the images is another class
+        paths = sorted((folder / "images" / split).iterdir())
+        for number, path in enumerate(paths):
+            label = path.parent.parent / f"labelled-{split}" / f"{2 * number // len(paths)}"
+            label.mkdir(parents=True, exist_ok=True)
+            (label / path.name).write_bytes(path.read_bytes())
+    _, network = save_autoencoder(folder / "autoencoder.ckpt")
+    spec = LatentSpec((Level("top", 4, 4, 16), Level("bottom", 8, 8, 16)), 3, fingerprint(network))
+    draw = torch.Generator().manual_seed(0)
+    splits = {}
+    for split, count in {"train": 20, "val": 6}.items():
+        codes = [torch.randint(16, (count, n, n), generator=draw).numpy() for n in (4, 8)]
+        labels = torch.randint(3, (count,), generator=draw).numpy()
+        names = [str(i) for i in range(count)]
+        shard = write_shard(
+            folder / "latents",
+            f"{split}/000000.tar",
+            spec,
+            codes=codes,
+            labels=labels,
+            keys=names,
+            samples_per_record=8,
+        )
+        splits[split] = (shard,)
+    write_manifest(folder / "latents", Manifest(spec, (), {}, splits))
+
+
+def data(kind, folder):
+    if kind in ("top", "bottom"):
+        return LatentDataModule(latents=str(folder / "latents"), batch_size=BATCH[kind])
+    if kind == "autoencoder":
+        return image_data(folder / "images", BATCH[kind])
+    images = image_data(folder / "images", BATCH[kind])
+    return type(images)(
+        train=str(folder / "images" / "labelled-train"),
+        val=str(folder / "images" / "labelled-val"),
+        image_size=8,
+        batch_size=BATCH[kind],
+    )
+
+
+class Watch(L.Callback):
+    """Keeps the training figures of every step, and saves in the middle and at the end."""
+
+    def __init__(self, name):
+        self.name = name
+        self.figures = []
+        self.saved = False
+
+    def on_train_batch_end(self, trainer, *_):
+        metrics = trainer.callback_metrics
+        self.figures.append({k: v.item() for k, v in metrics.items() if k.startswith("train/")})
+        if trainer.global_step == HALF and not self.saved:  # and not in the middle of the next step
+            self.saved = True
+            trainer.save_checkpoint(f"{self.name}-half.ckpt", weights_only=False)
+
+
+def strategy(name):
+    """None, as overlays have it, or sharded with a folder as checkpoint."""
+    if name == "single":
+        return {}
+    os.environ["LOCAL_RANK"] = str(dist.get_rank())
+    if name == "ddp":
+        options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+        return {"devices": 2, "strategy": DDPStrategy(**options, process_group_backend="gloo")}
+    if name == "copies":  # two "nodes" of one device each
+        os.environ |= {"LOCAL_RANK": "0", "NODE_RANK": str(dist.get_rank())}
+        return {"devices": 1, "num_nodes": 2, "strategy": ShardedStrategy()}
+    return {"devices": 2, "strategy": ShardedStrategy(save_distributed_checkpoint=name == "folders")}
+
+
+def fit(kind, name, folder, *, run=None, resume=None, steps=STEPS, model=None, **options):
+    """Trains and saves `RUN-half.ckpt` and `RUN.ckpt`; returns what was logged in each step."""
+    torch.manual_seed(0)
+    options = {"plugins": [StreamedCheckpoints()], **strategy(name), **TRAINER.get(kind, {}), **options}
+    module = MODULES[kind](**(MODEL_OPTIONS[kind] | (model or {})))
+    run = folder / (run or f"{kind}-{name}")
+    watch = Watch(run)
+    callbacks = [watch]
+    if kind == "autoencoder":
+        callbacks.append(ReconstructionGrid(num_samples=3))
+    elif kind != "classifier":
+        callbacks.append(SampleGrid(str(folder / "autoencoder.ckpt"), num_samples=3))
+    training = trainer(
+        steps,
+        callbacks=callbacks,
+        default_root_dir=str(run),
+        log_every_n_steps=1,
+        val_check_interval=HALF * options.get("accumulate_grad_batches", 1),
+        check_val_every_n_epoch=None,
+        **options,
+    )
+    resume = None if resume is None else str(folder / f"{resume}-half.ckpt")
+    training.fit(module, data(kind, folder), ckpt_path=resume, weights_only=True)
+    training.save_checkpoint(f"{run}.ckpt", weights_only=False)
+    return watch.figures
+
+
+def state(path):
+    """What a run ends with, by name: weights, averages, buffers, moments."""
+    checkpoint = read_checkpoint(path)
+    found = dict(checkpoint["state_dict"])
+    for number, optimizer in enumerate(checkpoint["optimizer_states"]):
+        for weight, moments in optimizer["state"].items():
+            found |= {f"optimizer {number} {weight} {name}": value for name, value in moments.items()}
+    assert DESCRIPTION in checkpoint
+    return found

@@ -1,0 +1,3 @@
+from vqvae2.cli.main import main
+
+main()

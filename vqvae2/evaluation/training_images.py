@@ -1,0 +1,202 @@
+"""What samples are held against: real images and their reconstructions, as networks see them."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vqvae2 import distributed
+from vqvae2.data.images import ImageBatch
+from vqvae2.evaluation.data_module import EvaluationDataModule, spread
+from vqvae2.evaluation.feature_cache import Kept, RecordStore
+from vqvae2.evaluation.feature_networks import DISTANCE, Eyes
+from vqvae2.metrics.feature_statistics import Collector
+from vqvae2.metrics.nearest_training import NearestTrainingImages
+from vqvae2.metrics.quality import Reference, Wanted
+from vqvae2.metrics.sums import ReconstructionError
+from vqvae2.nn.hierarchical import HierarchicalVQVAE, fingerprint
+from vqvae2.pixels import from_uint8
+
+REAL = "real"
+RECONSTRUCTED = "reconstructed"
+
+
+class Nearest(NamedTuple):
+    """A search for the training images that are nearest to some samples."""
+
+    candidate: str
+    queries: Tensor  # int64 [Q], positions in the candidate
+    found: dict[str, NearestTrainingImages]  # by "features" and "pixels"
+
+
+class ReferenceJudge(nn.Module):
+    """Looks at the real images once; what it found is kept for the next verdict on other samples.
+
+    Args:
+        data: has the loader "real".
+        eyes: None measures the reconstructions' error alone.
+        autoencoder: None leaves the reconstructions out.
+        wanted: figures that the reference is for.
+        store: where the records are kept.
+        max_features: keep features of so many real images, evenly spread; None keeps all. Means and
+            covariances are always those of all.
+    """
+
+    def __init__(
+        self,
+        data: EvaluationDataModule,
+        *,
+        eyes: Eyes | None,
+        autoencoder: HierarchicalVQVAE | None,
+        wanted: Wanted,
+        store: RecordStore,
+        max_features: int | None,
+    ) -> None:
+        super().__init__()
+        self.data, self.eyes, self.autoencoder = data, eyes, autoencoder
+        self.wanted, self.store, self.max_features = wanted, store, max_features
+        self.error: ReconstructionError | None = None
+        self.nearest: Nearest | None = None
+        self.kept: dict[tuple[str, str], Kept] = {}  # by set and role
+        self.collectors = nn.ModuleDict()  # of what is not kept: by set, then by role
+        if eyes is not None:
+            self._prepare_collectors()
+        rebuilt = self.kept.get((RECONSTRUCTED, DISTANCE))
+        if autoencoder is not None and data.real == "train" and rebuilt is None:
+            self.error = ReconstructionError()
+
+    @property
+    def needed(self) -> bool:
+        """Whether it has to see the real images."""
+        return bool(self.error or self.nearest or any(len(found) for found in self.collectors.values()))
+
+    @property
+    def num_images(self) -> int:
+        """Real images that it has seen, or that a kept record is of."""
+        return next(kept.record.count for (name, _), kept in self.kept.items() if name == REAL)
+
+    def search(self, candidate: str, *, queries: int, nearest: int, device: torch.device) -> None:
+        """Takes samples of a candidate, from all classes alike, whose nearest real images are to be found."""
+        by_class = self.data.labels_of(candidate).argsort(stable=True)
+        count = min(queries, len(by_class))
+        chosen = by_class[(2 * torch.arange(count) + 1) * len(by_class) // (2 * count)]
+        pixels = torch.stack([self.data.picture(candidate, i) for i in chosen.tolist()]).to(device)
+        images = from_uint8(pixels)
+        role = self.eyes.manifold_role
+        features = self.eyes.look(images, {role})[role].features
+        spaces = {"features": features, "pixels": images}
+        found = {name: NearestTrainingImages(values, nearest) for name, values in spaces.items()}
+        self.nearest = Nearest(candidate, chosen, found)
+
+    def update(self, batch: ImageBatch) -> None:
+        """Looks at real images and, where wanted, at their reconstructions."""
+        if not len(batch.images):  # every image of the batch was unreadable
+            return
+        self._look(batch)
+        collects = RECONSTRUCTED in self.collectors and DISTANCE in self.collectors[RECONSTRUCTED]
+        if self.error is None and not collects:
+            return
+        images = self.autoencoder(batch.images).images
+        if self.error is not None:
+            self.error.update(batch.images, images)
+        if collects:
+            seen = self.eyes.look(images, {DISTANCE})[DISTANCE]
+            self.collectors[RECONSTRUCTED][DISTANCE].update(seen, batch.index)
+
+    def figures(self) -> dict[str, float]:
+        """MSE and PSNR of the training images' reconstructions, where these are the reference."""
+        if self.error is not None:
+            found = self.error.compute()
+            return {"mse_train": found.mse, "psnr_db_train": found.psnr_db}
+        rebuilt = self.kept.get((RECONSTRUCTED, DISTANCE))
+        return {} if rebuilt is None else rebuilt.figures
+
+    def reference(self) -> Reference:
+        """What the networks saw, which is written to the store; every rank must call this."""
+        figures = self.figures()
+        for name, collectors in self.collectors.items():
+            for role, collector in collectors.items():
+                record = collector.record()
+                if k := self._num_neighbours(name, role):
+                    if self.wanted.manifold.fits:
+                        k = min(k, len(record.features) - 1)
+                    record = record.with_radii(k)
+                kept = Kept(record, figures if name == RECONSTRUCTED else {})
+                if distributed.rank() == 0:
+                    self.store.write(self.identity(name, role), kept)
+                self.kept[name, role] = kept
+        device = next(self.eyes.parameters()).device  # records from the store are on the processor
+        real = self.kept[REAL, DISTANCE].record
+        manifold = self.kept[REAL, self.eyes.manifold_role].record
+        rebuilt = self.kept.get((RECONSTRUCTED, DISTANCE))
+        return Reference(
+            real.gaussian(),
+            real.features.to(device),
+            manifold.balls().to(device) if self.wanted.manifold else None,
+            None if rebuilt is None else rebuilt.record.gaussian(),
+        )
+
+    def nearest_images(self) -> list[dict[str, Any]]:
+        """The queries with what was nearest to each; every rank must call this."""
+        if self.nearest is None:
+            return []
+        labels = self.data.labels_of(self.nearest.candidate)
+        rows = [
+            {"set": self.nearest.candidate, "index": query, "label": int(labels[query])}
+            for query in self.nearest.queries.tolist()
+        ]
+        for space, search in self.nearest.found.items():
+            found = search.compute()
+            for row, distances, places in zip(
+                rows, found.distance.tolist(), found.index.tolist(), strict=True
+            ):
+                row[space] = [
+                    {"index": place, "key": self.data.key_of(REAL, place), "distance": distance}
+                    for place, distance in zip(places, distances, strict=True)
+                ]
+        return rows
+
+    def identity(self, name: str, role: str) -> dict[str, Any]:
+        """What a record is of."""
+        network = self.eyes.networks[role]
+        return {
+            "set": name,
+            "images": self.data.identity_of(REAL),
+            "network": {"name": network.name, "layers": network.layers, "fingerprint": network.fingerprint},
+            "features_kept": self.max_features if name == REAL else 0,
+            "neighbours": self._num_neighbours(name, role),
+            "autoencoder": fingerprint(self.autoencoder) if name == RECONSTRUCTED else None,
+        }
+
+    def _prepare_collectors(self) -> None:
+        image = torch.zeros(1, self.data.channels, self.data.image_size, self.data.image_size)
+        size = self.data.num_test_samples(REAL)
+        kept = {REAL: self.max_features, RECONSTRUCTED: 0}
+        roles = {REAL: list(self.eyes.networks)}
+        if self.autoencoder is not None:
+            roles[RECONSTRUCTED] = [DISTANCE]
+        for name, seen in ((name, self.eyes.look(image, chosen)) for name, chosen in roles.items()):
+            self.collectors[name] = nn.ModuleDict()
+            for role, features in seen.items():
+                found = self.store.read(self.identity(name, role))
+                if all(distributed.all_gather_objects(found is not None)):  # each sees a folder of its own
+                    self.kept[name, role] = found
+                else:
+                    keep = torch.from_numpy(spread(size, kept[name]))
+                    features = features._replace(logits=None)
+                    self.collectors[name][role] = Collector(features, size=size, keep=keep)
+
+    def _num_neighbours(self, name: str, role: str) -> int:
+        manifold = self.wanted.manifold
+        return manifold.largest if manifold and (name, role) == (REAL, self.eyes.manifold_role) else 0
+
+    def _look(self, batch: ImageBatch) -> None:
+        collectors = self.collectors[REAL] if self.eyes is not None else {}
+        searches = {self.eyes.manifold_role} if self.nearest else set()
+        seen = self.eyes.look(batch.images, set(collectors) | searches) if self.eyes is not None else {}
+        for role, collector in collectors.items():
+            collector.update(seen[role], batch.index)
+        if self.nearest is not None:
+            features = seen[self.eyes.manifold_role].features
+            self.nearest.found["features"].update(features, batch.index)
+            self.nearest.found["pixels"].update(batch.images, batch.index)

@@ -1,0 +1,270 @@
+"""Prompts for the sample job: codes that are kept while the rest is sampled.
+
+Keeping the upper rows of all levels completes images; keeping the top level gives it new detail.
+
+Shape legend: B batch, h w a level's grid.
+"""
+
+import hashlib
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vqvae2.data.chunked import ChunkedDataModule
+from vqvae2.data.class_names import by_number, comparable, labels_among, some
+from vqvae2.data.latent_module import LatentDataset
+from vqvae2.data.latent_shards import check_files, verify
+from vqvae2.data.latents import (
+    LatentBatch,
+    LatentSpec,
+    Level,
+    check_autoencoder,
+    latent_folder,
+    read_manifest,
+)
+from vqvae2.data.order import Index
+from vqvae2.jobs.requests import SPLIT, RequestBatch
+from vqvae2.jobs.sampled_codes import SampledCodes
+from vqvae2.storage.job_file import SAMPLES_FORMAT, written_by
+from vqvae2.storage.shards import Shard
+
+log = logging.getLogger(__name__)
+
+
+_WHOLE = 1e-4  # rows that a fraction written with six digits may be off
+
+
+class CodeSource(Protocol):
+    """Codes that can be asked for by number."""
+
+    spec: LatentSpec
+    classes: tuple[str, ...]  # in label order; () where the names are not known
+    shards: Sequence[Shard]
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: Sequence[Index]) -> LatentBatch: ...
+
+
+class PromptRequests(ChunkedDataModule):
+    """Asks for images of which some codes are given: those of real images, or of other samples.
+
+    Every prompt is completed `per_prompt` times: images 0 to per_prompt - 1 belong to the first, and so on. A
+    prompt's label is its images' class: the priors' class of the same name, or of the same number where one
+    side knows its classes by number only, as those of tars. Which prompts are the first is drawn once from
+    all that the folder holds, so asking for more of them later only adds images.
+
+    A sampled code is drawn given the codes before it in its level and all codes of the levels above, as
+    always when sampling. The rows that are kept of a lower level have no say in what is sampled of an upper
+    one, so this is the usual way to complete images, but not a draw from the exact posterior.
+
+    Args:
+        prompts: a folder of latents or of samples.
+        split: of the latents; a folder of samples has one only.
+        per_prompt: images of each prompt.
+        num_prompts: how many.
+        levels: names of the uppermost levels that are kept whole, such as [top].
+        rows: which upper fraction of the rows is kept in the other levels; it must be whole rows in each.
+        batch_size: images sampled together on each device; see `SampleRequests`.
+        chunk_size: images in one file.
+    """
+
+    def __init__(
+        self,
+        *,
+        prompts: str,
+        per_prompt: int,
+        num_prompts: int,
+        batch_size: int,
+        split: str = "val",
+        levels: list[str] | None = None,
+        rows: float = 0.0,
+        chunk_size: int = 1024,
+    ) -> None:
+        super().__init__()
+        self.per_prompt, self.num_prompts = per_prompt, num_prompts
+        self.batch_size, self.chunk_size = batch_size, chunk_size
+        for name in ("per_prompt", "num_prompts", "batch_size", "chunk_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, wanted at least 1.")
+        if not 0 <= rows < 1:
+            raise ValueError(f"rows is {rows}, wanted a fraction from 0 up to, not including, 1.")
+        if not levels and not rows:
+            raise ValueError("Nothing is kept: give levels to keep, such as [top], or rows, such as 0.5.")
+        self.location = prompts
+        self.split = split
+        self.levels = tuple(levels or ())
+        self.rows = rows
+        self._source: CodeSource | None = None
+        self._label_of: Tensor | None = None  # int64, the priors' label of each of the folder's
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder on this machine; latents may lie at an address."""
+        return latent_folder(self.location)
+
+    @property
+    def source(self) -> CodeSource:
+        """The codes of the folder. Opened when first asked for.
+
+        Raises:
+            ValueError: it holds no finished latents or samples, or not as many prompts as are asked for.
+        """
+        if self._source is None:
+            source = SampledCodes(self.folder) if self._holds_samples else self._open_latents()
+            if len(source) < self.num_prompts:
+                raise ValueError(
+                    f"num_prompts is {self.num_prompts}, but {self.folder} holds only {len(source)} prompts."
+                )
+            self._source = source
+        return self._source
+
+    def prepare_data(self) -> None:
+        """Verifies the shards of latents, in one process of each machine."""
+        if not self._holds_samples:
+            manifest = read_manifest(self.folder)
+            check_files(self.folder, manifest)
+            verify(self.folder, manifest)
+
+    def check(self, spec: LatentSpec, checkpoint: str, classes: Sequence[str] = ()) -> None:
+        """Refuses prompts that priors cannot complete, and finds the priors' labels of the others.
+
+        Args:
+            spec: of the codes that the priors have learned.
+            checkpoint: of their autoencoder, for messages.
+            classes: names of the priors' classes in label order, where known.
+
+        Raises:
+            ValueError: the prompts are other codes, are of no class of the priors where one is needed, or
+                what is to be kept does not fit the levels.
+        """
+        source = self.source
+        check_autoencoder(source.spec, spec.autoencoder, codes=str(self.folder), checkpoint=checkpoint)
+        by_name = bool(spec.num_classes) and comparable(source.classes, classes)
+        found = replace(source.spec, num_classes=spec.num_classes) if by_name else source.spec
+        if found != spec:
+            raise ValueError(
+                f"The prompts in {self.folder} are {source.spec.summary}, the priors learned {spec.summary}. "
+                "Give prompts of the latents that the priors were trained on."
+            )
+        self._check_levels()
+        labels = self._codes(range(self.num_prompts)).labels
+        if spec.num_classes and bool((labels < 0).any()):
+            raise ValueError(
+                f"Some prompts in {self.folder} have no label, but the priors need one of {spec.num_classes} "
+                "classes. Give labelled prompts."
+            )
+        if by_name:
+            self._label_of = self._labels_by_name(labels, classes)
+        elif spec.num_classes and not (by_number(source.classes) and by_number(classes)):
+            log.warning(
+                "%s or the priors know their classes by number only: class 0 there is taken for the priors' "
+                "class 0, and so on.",
+                self.folder,
+            )
+
+    def identity(self) -> dict[str, Any]:
+        digest = hashlib.sha256("".join(shard.sha256 for shard in self.source.shards).encode()).hexdigest()
+        kept = {"levels": list(self.levels), "rows": self.rows}
+        return {"prompts": {"shards": digest, **kept, "per_prompt": self.per_prompt}}
+
+    def predict_datasets(self) -> dict[str, Dataset]:
+        return {SPLIT: _Prompted(self)}
+
+    def codes(self, prompts: Sequence[int]) -> tuple[Tensor, ...]:
+        """All codes of some prompts, int64 [B, h, w] a level."""
+        return self._codes(prompts).codes
+
+    def request(self, index: Tensor) -> RequestBatch:
+        """The images of some numbers [B]: what is kept of their prompts."""
+        prompts = index // self.per_prompt
+        codes, labels, places = self._codes(prompts.tolist())
+        if self._label_of is not None:
+            labels = self._label_of[labels]
+        kept = []
+        for level, code in zip(self.source.spec.levels, codes, strict=True):
+            given = torch.full_like(code, -1)
+            rows = self.kept_rows(level)
+            given[:, :rows] = code[:, :rows]
+            kept.append(given)
+        return RequestBatch(index, labels, tuple(kept), places)
+
+    def kept_rows(self, level: Level) -> int:
+        """How many of a level's upper rows are kept."""
+        return level.height if level.name in self.levels else round(self.rows * level.height)
+
+    @property
+    def _holds_samples(self) -> bool:
+        return written_by(self.folder) == SAMPLES_FORMAT
+
+    @cached_property
+    def _order(self) -> np.ndarray:
+        return np.random.Generator(np.random.Philox(0)).permutation(len(self.source))
+
+    def _open_latents(self) -> LatentDataset:
+        manifest = read_manifest(self.folder)
+        if not manifest.splits.get(self.split):
+            splits = ", ".join(split for split, shards in manifest.splits.items() if shards)
+            raise ValueError(f"{self.folder} has no split '{self.split}', wanted one of {splits}.")
+        return LatentDataset(self.folder, manifest, self.split)
+
+    def _codes(self, prompts: Sequence[int]) -> LatentBatch:
+        return self.source.__getitems__([(0, int(self._order[prompt])) for prompt in prompts])
+
+    def _labels_by_name(self, labels: Tensor, classes: Sequence[str]) -> Tensor:
+        """The priors' label of each of the folder's labels, -1 for those that none of the prompts has.
+
+        Raises:
+            ValueError: prompts are of a class that the priors do not have.
+        """
+        names = self.source.classes
+        found = labels_among(names, classes)
+        strange = [names[label] for label in labels.unique().tolist() if found[label] < 0]
+        if strange:
+            raise ValueError(
+                f"Prompts in {self.folder} are of the class {some(strange)}, which is not among the priors' "
+                f"classes {some(classes)}. Give prompts of these, in class folders of the same names."
+            )
+        return torch.tensor(found)
+
+    def _check_levels(self) -> None:
+        levels = self.source.spec.levels
+        names = tuple(level.name for level in levels)
+        unknown = [name for name in self.levels if name not in names]
+        if unknown:
+            raise ValueError(f"There is no level {unknown[0]} to keep, wanted some of {', '.join(names)}.")
+        if set(self.levels) == set(names):
+            raise ValueError("All levels are kept, so nothing is left to sample. Leave one out of levels.")
+        if set(self.levels) != set(names[: len(set(self.levels))]):
+            raise ValueError(
+                f"levels keeps {', '.join(self.levels)}, but a level is sampled from those above it, without "
+                f"regard to those below. Keep the uppermost, such as {', '.join(names[: len(self.levels)])}."
+            )
+        heights = [level.height for level in levels if level.name not in self.levels]
+        if any(abs(self.rows * height - round(self.rows * height)) > _WHOLE for height in heights):
+            step = math.gcd(*heights)  # fractions of it are whole rows everywhere
+            fitting = sorted((k / step for k in range(step)), key=lambda rows: abs(rows - self.rows))[:2]
+            raise ValueError(
+                f"rows is {self.rows}, which is not whole rows of grids of {heights} rows. The nearest that "
+                f"are: {', '.join(f'{rows:g}' for rows in sorted(fitting))}."
+            )
+
+
+class _Prompted(Dataset):
+    def __init__(self, requests: PromptRequests) -> None:
+        self.requests = requests
+
+    def __len__(self) -> int:
+        return self.requests.num_prompts * self.requests.per_prompt
+
+    def __getitems__(self, batch: list[Index]) -> RequestBatch:
+        return self.requests.request(torch.tensor([image for _, image in batch], dtype=torch.int64))

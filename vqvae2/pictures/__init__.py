@@ -1,0 +1,1 @@
+"""From picture files to pixels: formats, depths, transparency, orientation, colour profiles."""

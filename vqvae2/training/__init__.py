@@ -1,0 +1,1 @@
+"""LightningModules that fit, one file each, with their schedules and their sharding."""
