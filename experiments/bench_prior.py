@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from configured import PRIOR_26M
 from timing import compare, describe_machine, print_table
 from vqvae2.nn.causal import CausalAttention
-from vqvae2.nn.pixelsnail import Prior
+from vqvae2.nn.pixelsnail import PixelSNAIL
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LEARNING_RATE = 3e-4
@@ -52,7 +52,7 @@ def training_step(
     return step
 
 
-def floor(prior: Prior, codes: Tensor, dtype: torch.dtype) -> Callable[[], None]:
+def floor(prior: PixelSNAIL, codes: Tensor, dtype: torch.dtype) -> Callable[[], None]:
     """Only the products and convolutions of `prior`, each on inputs as it sees them for `codes`."""
     layers = [layer for layer in prior.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     seen: list[tuple[nn.Module, Tensor]] = []
@@ -127,7 +127,7 @@ def main() -> None:
     sizes: dict[str, float] = {}
     for precision in options.precision:
         dtype = PRECISIONS[precision]
-        prior = Prior(**widths).to(codes.device)
+        prior = PixelSNAIL(**widths).to(codes.device)
         sizes["this suite"] = millions(prior)
         cases["this suite", precision] = training_step(prior, codes, dtype, fused=True)
         cases["its products alone", precision] = floor(copy.deepcopy(prior), codes, dtype)

@@ -16,8 +16,9 @@ from torch import nn
 
 from configured import PRIOR_26M, network
 from timing import describe_machine, print_table, seconds
-from vqvae2.nn.pixelsnail import Prior
-from vqvae2.sampling.ancestral import ChainSampler, Draw
+from vqvae2.nn.pixelsnail import PixelSNAIL
+from vqvae2.sampling.chain import ChainSampler
+from vqvae2.sampling.draw import Draw
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -42,13 +43,13 @@ def main() -> None:
     print_table(rows)
 
 
-def networks(dataset: str | None, dtype: torch.dtype) -> tuple[list[Prior], nn.Module | None]:
+def networks(dataset: str | None, dtype: torch.dtype) -> tuple[list[PixelSNAIL], nn.Module | None]:
     """The priors, top first, and the autoencoder of a data set; without one, the prior of 26.7 M weights."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     decoder = None if dataset is None else network(f"{dataset}_vqvae", device).to(dtype).eval()
     if decoder is None:
-        priors = [Prior(**PRIOR_26M)]
+        priors = [PixelSNAIL(**PRIOR_26M)]
     else:
         priors = [network(f"{dataset}_{level}", device) for level in decoder.level_names]
     for prior in priors:
@@ -57,7 +58,7 @@ def networks(dataset: str | None, dtype: torch.dtype) -> tuple[list[Prior], nn.M
 
 
 def measure(
-    priors: list[Prior], decoder: nn.Module | None, batch_size: int, repeats: int, *, compiled: bool
+    priors: list[PixelSNAIL], decoder: nn.Module | None, batch_size: int, repeats: int, *, compiled: bool
 ) -> dict[str, float]:
     """Seconds an image, naive and incremental; the first batch, which makes buffers and graphs, apart."""
     device = priors[0].embedding.weight.device
@@ -85,7 +86,7 @@ def measure(
 
 
 @torch.inference_mode()
-def naive_seconds(prior: Prior, labels: torch.Tensor, repeats: int) -> float:
+def naive_seconds(prior: PixelSNAIL, labels: torch.Tensor, repeats: int) -> float:
     """Of a batch, at a full pass a code."""
     codes = labels.new_zeros(len(labels), *prior.grid)
     above = [labels.new_zeros(len(labels), *grid) for grid in prior.condition_grids]

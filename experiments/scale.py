@@ -27,7 +27,7 @@ from configured import CONFIGS, data_facts, module
 from timing import print_table
 from vqvae2.cli.composition import compose
 from vqvae2.data.images import ImageBatch
-from vqvae2.nn.pixelsnail import Prior
+from vqvae2.nn.pixelsnail import PixelSNAIL
 from vqvae2.training.base import NetworkModule
 
 PAPER = [
@@ -137,7 +137,7 @@ def memory(runs: list[Run], devices: list[int], assumed: Namespace) -> Iterator[
     for job in runs:
         owner, network = build(job.name)
         for bf16, checkpointed in product((False, True), (False, True)):
-            if checkpointed and not isinstance(network, Prior):
+            if checkpointed and not isinstance(network, PixelSNAIL):
                 continue
             costs = activations(job.name, owner, network, bf16=bf16, checkpointed=checkpointed)
             state = job.weights * STATE_BYTES / 1e9
@@ -215,7 +215,7 @@ def activations(
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 return loss(owner, network, batch)
 
-        if isinstance(network, Prior):
+        if isinstance(network, PixelSNAIL):
             network.checkpoint_layers = False
         total, part = saved_bytes(step, network)
         if checkpointed:

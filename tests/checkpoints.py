@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 
 from vqvae2.data.latents import LatentSpec, Level
-from vqvae2.nn.hierarchical import HierarchicalVQVAE, fingerprint
-from vqvae2.nn.pixelsnail import Prior
+from vqvae2.nn.hierarchical import HierarchicalVQVAE
+from vqvae2.nn.pixelsnail import PixelSNAIL
+from vqvae2.nn.weights import fingerprint
 from vqvae2.storage.checkpoint import DESCRIPTION
 
 WIDTHS = {"hidden": 8, "residual": 4, "residual_blocks": 1, "num_codes": 16, "code_dim": 4}
@@ -50,7 +51,7 @@ def save_prior(path: Path, spec: LatentSpec, index: int, **facts) -> str:
     }
     if above:
         options |= {"conditioning_hidden": 8, "conditioning_blocks": 2}
-    prior = Prior(**options)
+    prior = PixelSNAIL(**options)
     torch.nn.init.normal_(prior.to_logits.weight)
     description = {"level": here.name, "latents": spec.to_dict(), **facts}
     return save(path, prior, kind="prior", network=options, **description)

@@ -15,9 +15,10 @@ from vqvae2.data.latents import LatentSpec, Level, Manifest, write_manifest
 from vqvae2.evaluation.data_module import EvaluationDataModule
 from vqvae2.evaluation.module import EvaluationModule
 from vqvae2.nn.classifier import Classifier
-from vqvae2.nn.hierarchical import HierarchicalVQVAE, fingerprint
-from vqvae2.nn.pixelsnail import Prior
+from vqvae2.nn.hierarchical import HierarchicalVQVAE
+from vqvae2.nn.pixelsnail import PixelSNAIL
 from vqvae2.nn.quantizer import update_codebooks
+from vqvae2.nn.weights import fingerprint
 from vqvae2.storage.checkpoint import DESCRIPTION
 
 SIZE, CLASSES, SPLITS = 32, 3, 4
@@ -138,7 +139,7 @@ def make_run(root):
     spec = write_latents(root / "latents", vqvae)
     for level in GRIDS:
         options = prior_options(level)
-        prior = Prior(**options)
+        prior = PixelSNAIL(**options)
         torch.nn.init.normal_(prior.to_logits.weight)
         facts = {"level": level, "latents": spec.to_dict()}
         networks[level] = save(root / f"{level}.ckpt", "prior", prior, options, **facts)

@@ -19,7 +19,7 @@ from vqvae2.cli.main import main as cli
 from vqvae2.data.images import ImageDataModule, held_out
 from vqvae2.data.sources import open_source
 from vqvae2.metrics.accuracy import Tally
-from vqvae2.nn.hierarchical import fingerprint
+from vqvae2.nn.weights import fingerprint
 from vqvae2.pixels import png_bytes
 from vqvae2.storage.checkpoint import load_network
 from vqvae2.training.classification_report import FORMAT, load_reconstructor

@@ -22,7 +22,8 @@ from tests.evaluation.evaluation_run import (
 )
 from vqvae2.data.latents import read_manifest, write_manifest
 from vqvae2.metrics.quality import InfinitySizes, KernelSubsets, Neighbourhoods
-from vqvae2.nn.hierarchical import HierarchicalVQVAE, fingerprint
+from vqvae2.nn.hierarchical import HierarchicalVQVAE
+from vqvae2.nn.weights import fingerprint
 
 
 @pytest.fixture(scope="module")

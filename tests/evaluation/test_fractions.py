@@ -30,7 +30,7 @@ from tests.metrics.reference import nuclear_norm_form
 from tests.ranks import run_ranks
 from vqvae2 import distributed
 from vqvae2.nn.classifier import Classifier
-from vqvae2.nn.hierarchical import fingerprint
+from vqvae2.nn.weights import fingerprint
 
 FRACTIONS = [1.0, 0.5, 0.25]
 LABELS = np.arange(NUM["samples"]) % CLASSES

@@ -7,14 +7,14 @@ from torch.nn import functional as F
 from tests.checkpoints import PRIOR
 from vqvae2.data.latents import LatentBatch, LatentSpec, Level
 from vqvae2.evaluation.likelihood import CodeJudge
-from vqvae2.nn.pixelsnail import Prior
+from vqvae2.nn.pixelsnail import PixelSNAIL
 
 SPEC = LatentSpec((Level("top", 4, 4, 5), Level("mid", 4, 4, 5), Level("bottom", 8, 8, 5)), 3, "none")
 
 
 def prior(index: int) -> Prior:
     *above, here = SPEC.levels[: index + 1]
-    made = Prior(
+    made = PixelSNAIL(
         grid=(here.height, here.width),
         num_codes=here.num_codes,
         condition_grids=[(level.height, level.width) for level in above],

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vqvae2.data.latents import LatentSpec, Level
-from vqvae2.nn.pixelsnail import Prior
+from vqvae2.nn.pixelsnail import PixelSNAIL
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
@@ -39,7 +39,7 @@ def test_operations_of_a_convolution_in_closed_form():
 def test_operations_of_a_prior_in_closed_form(scale, monkeypatch):
     """6 for each position and weight that multiplies, which are all but embeddings and biases."""
     side, hidden, residual, codes, layers = 4, 8, 16, 32, 3
-    prior = Prior(
+    prior = PixelSNAIL(
         grid=(side, side),
         num_codes=codes,
         hidden=hidden,

@@ -27,7 +27,8 @@ from vqvae2.data.latent_module import LatentDataModule
 from vqvae2.data.latents import LatentSpec, Level, read_manifest
 from vqvae2.jobs.encode import EncodeModule
 from vqvae2.jobs.latent_writer import LatentWriter
-from vqvae2.nn.hierarchical import HierarchicalVQVAE, fingerprint
+from vqvae2.nn.hierarchical import HierarchicalVQVAE
+from vqvae2.nn.weights import fingerprint
 from vqvae2.storage import shards
 from vqvae2.storage.checkpoint import DESCRIPTION
 

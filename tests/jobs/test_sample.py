@@ -17,7 +17,7 @@ from vqvae2.data.sources import open_source
 from vqvae2.jobs.requests import SampleRequests
 from vqvae2.nn.classifier import Classifier
 from vqvae2.pixels import to_uint8
-from vqvae2.sampling.ancestral import ChainSampler
+from vqvae2.sampling.chain import ChainSampler
 from vqvae2.storage.checkpoint import load_network
 
 

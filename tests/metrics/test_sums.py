@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from tests.ranks import run_ranks
 from vqvae2 import distributed
 from vqvae2.metrics.sums import CodebookUse, Likelihood, ReconstructionError
-from vqvae2.nn.pixelsnail import Prior
+from vqvae2.nn.pixelsnail import PixelSNAIL
 
 GENERATOR = torch.Generator().manual_seed(0)
 NLL = torch.rand(37, 4, 6, generator=GENERATOR) * 9
@@ -31,7 +31,7 @@ def all_figures(part):
 
 def test_an_untrained_uniform_prior_takes_the_log_of_its_codebook():
     torch.manual_seed(0)
-    prior = Prior(
+    prior = PixelSNAIL(
         grid=(4, 6),
         num_codes=20,
         condition_grids=(),

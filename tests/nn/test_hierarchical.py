@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from vqvae2.nn.hierarchical import HierarchicalVQVAE, fingerprint
+from vqvae2.nn.hierarchical import HierarchicalVQVAE
 from vqvae2.nn.quantizer import update_codebooks
+from vqvae2.nn.weights import fingerprint
 
 SMALL = {"channels": 3, "factor": 4, "hidden": 16, "residual": 8, "residual_blocks": 1, "num_codes": 16}
 CODEBOOK = {"code_dim": 4, "decay": 0.99, "eps": 1e-5}

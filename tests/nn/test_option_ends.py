@@ -9,9 +9,10 @@ from torch.nn import functional as F
 from vqvae2.nn.batch_norm import BatchNorm
 from vqvae2.nn.classifier import Classifier
 from vqvae2.nn.hierarchical import HierarchicalVQVAE
-from vqvae2.nn.pixelsnail import Prior
+from vqvae2.nn.pixelsnail import PixelSNAIL
 from vqvae2.nn.quantizer import VectorQuantizer, update_codebooks
-from vqvae2.sampling.ancestral import sample_level, uniform_noise
+from vqvae2.sampling.ancestral import AncestralSampler
+from vqvae2.sampling.draw import Draw, Noise
 
 QUANTIZER = {"num_codes": 20, "dim": 5, "decay": 0.99, "eps": 1e-5, "init": "normal", "revive_below": 0.0}
 AUTOENCODER = {"channels": 3, "num_levels": 2, "factor": 4, "hidden": 8, "residual": 4, "residual_blocks": 1}
@@ -143,14 +144,15 @@ def test_impossible_autoencoders_are_refused(changes, message):
 )
 def test_priors_learn_and_draw(changes):
     torch.manual_seed(0)
-    prior = Prior(**PRIOR | changes).train()
+    prior = PixelSNAIL(**PRIOR | changes).train()
     codes = torch.randint(prior.num_codes, (2, *prior.grid))
     above = [torch.randint(3, (2, *grid)) for grid in prior.condition_grids]
     labels = torch.tensor([0, max(prior.num_classes, 1) - 1])
     torch.nn.init.normal_(prior.to_logits.weight)
     F.cross_entropy(prior(codes, above, labels), codes).backward()
     assert all(p.grad.isfinite().all() for p in prior.parameters() if p.grad is not None)
-    drawn = sample_level(prior.eval(), above, labels, uniform_noise(0, [0, 1], 0, math.prod(prior.grid)))
+    given = torch.full((2, *prior.grid), -1)
+    drawn = AncestralSampler(prior.eval(), Draw())(above, labels, Noise(0, [0, 1], 0), given)
     assert 0 <= drawn.codes.min() <= drawn.codes.max() < prior.num_codes
     with torch.inference_mode():
         nll = F.cross_entropy(prior(drawn.codes, above, labels), drawn.codes, reduction="none").sum((1, 2))
@@ -181,7 +183,7 @@ def test_priors_learn_and_draw(changes):
 )
 def test_impossible_priors_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        Prior(**PRIOR | changes)
+        PixelSNAIL(**PRIOR | changes)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vqvae2.nn.causal import positions
-from vqvae2.nn.pixelsnail import Prior
+from vqvae2.nn.pixelsnail import PixelSNAIL
 
 WIDTHS = {"num_codes": 11, "hidden": 8, "residual": 12, "kernel": 5, "dropout": 0.1}
 KINDS = {
@@ -18,19 +18,19 @@ KINDS = {
 }
 
 
-def make(kind: str, *, num_classes=3, grid=(8, 16), **changes) -> Prior:
+def make(kind: str, *, num_classes=3, grid=(8, 16), **changes) -> PixelSNAIL:
     """A small prior in float64 whose logits are not all zero."""
     torch.manual_seed(0)
     options = {"condition_grids": [], **WIDTHS, **KINDS[kind], **changes}
     if options["condition_grids"]:
         options = {"conditioning_hidden": 8, "conditioning_blocks": 2, **options}
     codes = [7] * len(options["condition_grids"])
-    prior = Prior(grid=grid, num_classes=num_classes, condition_codes=codes, **options).double().eval()
+    prior = PixelSNAIL(grid=grid, num_classes=num_classes, condition_codes=codes, **options).double().eval()
     torch.nn.init.normal_(prior.to_logits.weight)
     return prior
 
 
-def inputs(prior: Prior, batch=1):
+def inputs(prior: PixelSNAIL, batch=1):
     generator = torch.Generator().manual_seed(1)
     codes = torch.randint(prior.num_codes, (batch, *prior.grid), generator=generator)
     above = [torch.randint(7, (batch, *grid), generator=generator) for grid in prior.condition_grids]
@@ -49,7 +49,7 @@ def test_a_code_changes_no_logits_up_to_its_own_position(kind):
         assert torch.equal(after[..., : position + 1], before[..., : position + 1])
 
 
-def dependence(prior: Prior, row: int, column: int):
+def dependence(prior: PixelSNAIL, row: int, column: int):
     """By gradients: which codes, conditions and labels the logits at one position depend on."""
     codes, above, labels = inputs(prior)
     leaves = []
@@ -69,7 +69,7 @@ def dependence(prior: Prior, row: int, column: int):
     return own, conditions, label
 
 
-def receptive_field(prior: Prior, row: int, column: int) -> torch.Tensor:
+def receptive_field(prior: PixelSNAIL, row: int, column: int) -> torch.Tensor:
     """What the two streams should see, by walking their windows; attention sees everything earlier."""
     height, width = prior.grid
     earlier = torch.arange(height * width).view(height, width) < row * width + column
@@ -122,7 +122,7 @@ def test_cutting_the_grid_below_a_row_keeps_the_rows_above(kind):
 
 
 def test_an_untrained_prior_is_uniform():
-    prior = Prior(
+    prior = PixelSNAIL(
         grid=(4, 4), num_classes=0, condition_grids=[], condition_codes=[], **WIDTHS, **KINDS["top"]
     )
     logits = prior.eval()(torch.randint(11, (2, 4, 4)))
@@ -168,7 +168,7 @@ def test_logit_dropout_zeroes_logits_before_the_softmax():
     torch.testing.assert_close(out.flatten(2).transpose(1, 2)[:, 1:], expected)
 
 
-def gradients(prior: Prior, batch=3):
+def gradients(prior: PixelSNAIL, batch=3):
     """Of the loss in training, dropout and all, with the statistics that the pass leaves behind."""
     codes, above, labels = inputs(prior, batch)
     torch.manual_seed(5)

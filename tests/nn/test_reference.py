@@ -10,7 +10,7 @@ from tests.nn import reference_autoencoder, reference_prior
 from tests.nn.reference_autoencoder import convolutions
 from vqvae2.nn.conditioning import ConditioningStack
 from vqvae2.nn.hierarchical import HierarchicalVQVAE, decoder, encoder
-from vqvae2.nn.pixelsnail import Prior
+from vqvae2.nn.pixelsnail import PixelSNAIL
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # float64; the order of sums differs
 K = 7
@@ -141,7 +141,7 @@ def make_prior(*, grid=(4, 4), above=(), num_classes=3, kernel=5, **changes) -> 
     if above:
         options |= {"conditioning_hidden": 8}
     return redrawn(
-        Prior(
+        PixelSNAIL(
             grid=grid, num_codes=K, condition_grids=above, condition_codes=[5] * len(above),
             num_classes=num_classes, kernel=kernel, **options,
         )

@@ -9,18 +9,21 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from tests.nn.test_pixelsnail import KINDS, inputs, make
 from vqvae2.sampling import ancestral
-from vqvae2.sampling.ancestral import ChainSampler, Draw, LevelSampler, draw, sample_level, uniform_noise
+from vqvae2.sampling.ancestral import AncestralSampler
+from vqvae2.sampling.chain import ChainSampler
+from vqvae2.sampling.draw import Draw, Noise, draw
 from vqvae2.sampling.incremental import IncrementalPrior
 
 
 def naive_codes(prior, above, labels, noise, given=None):
     """A full pass for every single code."""
+    uniforms = noise.uniforms(math.prod(prior.grid))
     codes = torch.full((len(labels), *prior.grid), -1) if given is None else given.clone()
     for position in range(math.prod(prior.grid)):
         logits = prior(codes.clamp(min=0), above, labels).flatten(2)[:, :, position]
         here = codes.view(len(labels), -1)[:, position]
         codes.view(len(labels), -1)[:, position] = torch.where(
-            here < 0, draw(logits.double(), noise[:, position]), here
+            here < 0, draw(logits.double(), uniforms[:, position]), here
         )
     return codes
 
@@ -49,8 +52,8 @@ def test_incremental_logits_are_those_of_the_full_pass(kind, num_classes, dtype,
 def test_sampled_codes_are_those_of_naive_sampling(kind):
     prior = make(kind)
     _, above, labels = inputs(prior, batch=2)
-    noise = uniform_noise(0, [4, 9], 0, math.prod(prior.grid))
-    sampled = sample_level(prior, above, labels, noise)
+    noise = Noise(0, [4, 9], 0)
+    sampled = AncestralSampler(prior, Draw())(above, labels, noise, torch.full((2, *prior.grid), -1))
     assert torch.equal(sampled.codes, naive_codes(prior, above, labels, noise))
     logits = prior(sampled.codes, above, labels)
     nll = torch.nn.functional.cross_entropy(logits, sampled.codes, reduction="none").sum((1, 2))
@@ -63,11 +66,11 @@ def test_likelihoods_are_the_priors_own_however_codes_are_drawn(kind):
     """At temperature 1 over all codes, for each batch anew, and of given codes as well as of drawn ones."""
     prior = make(kind)
     _, above, labels = inputs(prior, batch=2)
-    sampler = LevelSampler(prior, Draw(0.6, top_k=5, top_p=0.9))
+    sampler = AncestralSampler(prior, Draw(0.6, top_k=5, top_p=0.9))
     given = torch.full((2, *prior.grid), -1)
     given[:, 1::2, ::3] = 4  # also codes that would never be drawn
     for images in ([4, 9], [5, 6]):
-        sampled = sampler(above, labels, uniform_noise(0, images, 0, given[0].numel()), given)
+        sampled = sampler(above, labels, Noise(0, images, 0), given)
         logits = prior(sampled.codes, above, labels)
         nll = torch.nn.functional.cross_entropy(logits, sampled.codes, reduction="none").sum((1, 2))
         torch.testing.assert_close(sampled.nll_nats, nll)
@@ -107,7 +110,7 @@ def test_kept_codes_stay_and_the_others_are_those_of_naive_sampling():
     completed = sampler(labels, seed=2, images=[5, 6], kept=rows)
     above: list = []
     for number, (prior, given, level) in enumerate(zip(priors, rows, completed, strict=True)):
-        noise = uniform_noise(2, [5, 6], number, math.prod(prior.grid))
+        noise = Noise(2, [5, 6], number)
         assert torch.equal(level.codes, naive_codes(prior, above, labels, noise, given))
         above.append(level.codes)
     detail = sampler(labels, seed=3, images=[0, 1], kept=[source[0].codes, torch.full_like(rows[1], -1)])
@@ -117,9 +120,12 @@ def test_kept_codes_stay_and_the_others_are_those_of_naive_sampling():
 
 
 def test_noise_is_one_generator_an_image_and_level():
-    noise = uniform_noise(0, [0, 1, 17], 1, 50)
-    assert torch.equal(noise[2:], uniform_noise(0, [17], 1, 50))
-    others = [uniform_noise(0, [17], 0, 50), uniform_noise(1, [17], 1, 50), noise[:1]]
+    noise = Noise(0, [0, 1, 17], 1).uniforms(50)
+    own = Noise(0, [17], 1)
+    assert torch.equal(noise[2:], own.uniforms(50))
+    others = [Noise(0, [17], 0).uniforms(50), Noise(1, [17], 1).uniforms(50), noise[:1]]
+    others += [own.uniforms(50, step=0), own.uniforms(50, step=1)]
+    assert not torch.equal(*others[-2:])
     assert all(not torch.equal(noise[2:], other) for other in others)
     assert ((noise >= 0) & (noise < 1)).all()
 
@@ -189,7 +195,7 @@ def test_neither_pass_waits_for_the_device():
         prior = make(kind)
         _, above, labels = inputs(prior, batch=2)
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-            passes = LevelSampler(prior, Draw(0.9, top_k=5, top_p=0.9))._passes_for(2)
+            passes = AncestralSampler(prior, Draw(0.9, top_k=5, top_p=0.9))._passes_for(2)
             passes.state.start(above, labels)
             passes.row_pass()
             for pixel_pass in passes.pixel_passes.values():
@@ -201,10 +207,10 @@ def test_neither_pass_waits_for_the_device():
 def sample_twice(kind, **options):
     prior = make(kind)
     _, above, labels = inputs(prior, batch=2)
-    noise = uniform_noise(0, [4, 9], 0, math.prod(prior.grid))
-    sampler = LevelSampler(prior, Draw(), **options)
+    noise = Noise(0, [4, 9], 0)
+    sampler = AncestralSampler(prior, Draw(), **options)
     given = torch.full((2, *prior.grid), -1)
-    sampler(above, labels, noise.flip(0), given)  # leaves its traces in the buffers
+    sampler(above, labels, Noise(1, [4, 9], 0), given)  # leaves its traces in the buffers
     return sampler(above, labels, noise, given).codes
 
 
@@ -237,12 +243,12 @@ def test_recording_leaves_no_trace_in_the_samples(kind, monkeypatch):
 
     expected = sample_twice(kind)
     monkeypatch.setattr(ancestral, "captured", warmed_up)
-    init = LevelSampler.__init__
+    init = AncestralSampler.__init__
 
     def on_a_gpu(self, *args, **options):
         init(self, *args, **options)
         self.graphed = True
 
-    monkeypatch.setattr(LevelSampler, "__init__", on_a_gpu)
+    monkeypatch.setattr(AncestralSampler, "__init__", on_a_gpu)
     assert torch.equal(sample_twice(kind), expected)
     assert len(recorded) == (2 if kind == "bottom" else 5)  # a row pass, and pixel passes for few key lengths

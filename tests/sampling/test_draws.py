@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vqvae2.sampling.ancestral import Draw, draw
+from vqvae2.sampling.draw import Draw, draw
 
 NUM_DRAWS = 2000
 

@@ -1,13 +1,17 @@
 """Passes are recorded as CUDA graphs once for each size of batch, never for previews, not if told so."""
 
-import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tests.nn.test_pixelsnail import inputs, make
+from vqvae2.data.latents import LatentBatch
+from vqvae2.runs.previews import SampleGrid
 from vqvae2.sampling import ancestral
-from vqvae2.sampling.ancestral import SIZES_KEPT, ChainSampler, Draw, sample_level, uniform_noise
+from vqvae2.sampling.ancestral import SIZES_KEPT
+from vqvae2.sampling.chain import ChainSampler
+from vqvae2.sampling.draw import Draw
 
 
 @pytest.fixture
@@ -46,13 +50,16 @@ def test_few_sizes_are_kept_and_the_last_used_is_not_forgotten(recorded):
     for size in (4, 3, 4, 1, 4):  # 1 takes the place of 3
         sample(sampler, range(size))
     assert recorded == [4, 4, 3, 3, 1, 1]
-    assert len(sampler.levels[0]._passes) == SIZES_KEPT
+    assert len(sampler.samplers[0]._passes) == SIZES_KEPT
 
 
 def test_previews_are_never_recorded(recorded):
     prior = make("top", grid=(2, 4))
-    _, above, labels = inputs(prior, batch=2)
-    sample_level(prior, above, labels, uniform_noise(0, [0, 1], 0, math.prod(prior.grid)))
+    codes, above, labels = inputs(prior, batch=2)
+    grid = SampleGrid.__new__(SampleGrid)
+    grid.num_samples = 2
+    grid.autoencoder = SimpleNamespace(to=lambda _: None, decode=lambda *_: torch.zeros(2, 1, 4, 4))
+    grid.draw(SimpleNamespace(index=0), prior, [LatentBatch((*above, codes), labels, torch.arange(2))])
     assert recorded == []
 
 
@@ -61,4 +68,4 @@ def test_on_a_processor_nothing_is_recorded_and_one_size_kept(monkeypatch):
     sampler = ChainSampler([make("top without attention", grid=(2, 4))], [Draw()])
     for size in (4, 3):
         sample(sampler, range(size))
-    assert list(sampler.levels[0]._passes) == [3]
+    assert list(sampler.samplers[0]._passes) == [3]

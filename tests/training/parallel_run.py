@@ -12,7 +12,7 @@ from tests.training.training_run import NETWORK, image_data, trainer, write_imag
 from vqvae2.data.latent_module import LatentDataModule
 from vqvae2.data.latent_shards import write_shard
 from vqvae2.data.latents import LatentSpec, Level, Manifest, write_manifest
-from vqvae2.nn.hierarchical import fingerprint
+from vqvae2.nn.weights import fingerprint
 from vqvae2.runs.checkpoint_files import StreamedCheckpoints
 from vqvae2.runs.previews import ReconstructionGrid, SampleGrid
 from vqvae2.storage.checkpoint import DESCRIPTION, read_checkpoint

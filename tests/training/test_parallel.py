@@ -14,7 +14,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from tests.ranks import run_ranks
 from tests.training import parallel_run as runs
-from vqvae2.nn.hierarchical import fingerprint
+from vqvae2.nn.weights import fingerprint
 from vqvae2.runs.checkpoint_files import StreamedCheckpoints
 from vqvae2.storage.checkpoint import load_network, read_checkpoint, read_description
 

@@ -12,8 +12,8 @@ from tests.training.training_run import (
     trainer,
     write_images,
 )
-from vqvae2.nn.hierarchical import fingerprint
 from vqvae2.nn.quantizer import perplexity, usage
+from vqvae2.nn.weights import fingerprint
 from vqvae2.storage.checkpoint import load_network
 
 

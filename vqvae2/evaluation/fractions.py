@@ -11,7 +11,7 @@ from vqvae2 import distributed
 from vqvae2.data.images import ImageBatch
 from vqvae2.evaluation.data_module import EvaluationDataModule
 from vqvae2.jobs.rejection_classifier import load_critic
-from vqvae2.nn.hierarchical import fingerprint
+from vqvae2.nn.weights import fingerprint
 from vqvae2.pixels import to_uint8
 from vqvae2.sampling.rejection import check_fraction, even_part, keep_best, log_scores, mean_score
 

@@ -14,23 +14,23 @@ from vqvae2.evaluation.training_images import REAL
 from vqvae2.jobs.rejection_classifier import check_classifier, trained_for
 from vqvae2.metrics.features import FeatureNetwork, WeightsUnavailable
 from vqvae2.metrics.sizes import Wanted
-from vqvae2.nn.hierarchical import HierarchicalVQVAE, fingerprint
+from vqvae2.nn.contracts import PriorNetwork, Tokenizer
+from vqvae2.nn.weights import fingerprint
 from vqvae2.sampling.rejection import num_enough, num_kept
 from vqvae2.storage.checkpoint import load_network
-from vqvae2.training.autoencoder import load_autoencoder
 from vqvae2.training.classifier import ClassifierFeatures, ClassifierModule
-from vqvae2.training.prior import PriorModule
+from vqvae2.training.tokenizer import load_tokenizer
 
 _STAND_IN = Path("classifier", "last.ckpt")  # within the folder of a data set's runs
 
 
-def load_autoencoder_of(path: str, data: EvaluationDataModule) -> HierarchicalVQVAE:
+def load_autoencoder_of(path: str, data: EvaluationDataModule) -> Tokenizer:
     """The autoencoder of a checkpoint.
 
     Raises:
         ValueError: it was trained on other images, or made other codes than the data's.
     """
-    network = load_autoencoder(path, data)
+    network = load_tokenizer(path, data)
     if data.latents is not None:
         check_autoencoder(data.latent_spec, fingerprint(network), codes=str(data.latents), checkpoint=path)
     return network
@@ -77,7 +77,7 @@ def load_code_judges(priors: Sequence[str], data: EvaluationDataModule) -> dict[
     spec = data.latent_spec
     networks = {}
     for path in priors:
-        loaded = load_network(path, PriorModule.kind)
+        loaded = load_network(path, PriorNetwork.kind)
         found = LatentSpec.from_dict(loaded.facts["latents"])
         check_prior(found, spec, prior=path, latents=str(data.latents))
         _check_classes(loaded.facts.get("classes", ()), data.manifest.classes, path, str(data.latents))

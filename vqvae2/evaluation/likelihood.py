@@ -7,11 +7,10 @@ import math
 from collections.abc import Mapping
 
 from torch import nn
-from torch.nn import functional as F
 
 from vqvae2.data.latents import LatentBatch, LatentSpec
 from vqvae2.metrics.sums import CodebookUse, Likelihood
-from vqvae2.nn.pixelsnail import Prior
+from vqvae2.nn.contracts import PriorNetwork
 
 
 class CodeJudge(nn.Module):
@@ -19,29 +18,34 @@ class CodeJudge(nn.Module):
 
     Args:
         spec: of the latents.
-        priors: by the name of their level.
+        priors: by the name of their level; those without a likelihood are left out.
         num_pixels: H · W of the images.
         channels: C of the images.
     """
 
     def __init__(
-        self, split: str, spec: LatentSpec, priors: Mapping[str, Prior], *, num_pixels: int, channels: int
+        self,
+        split: str,
+        spec: LatentSpec,
+        priors: Mapping[str, PriorNetwork],
+        *,
+        num_pixels: int,
+        channels: int,
     ) -> None:
         super().__init__()
         self.split = split
         self.levels = [level.name for level in spec.levels]
         self.num_pixels = num_pixels
         self.image_bits = 8 * channels * num_pixels
-        self.priors = nn.ModuleDict(priors)
-        self.likelihoods = nn.ModuleDict({name: Likelihood() for name in priors})
+        self.priors = nn.ModuleDict({name: one for name, one in priors.items() if one.has_likelihood})
+        self.likelihoods = nn.ModuleDict({name: Likelihood() for name in self.priors})
         self.use = nn.ModuleDict({level.name: CodebookUse(level.num_codes) for level in spec.levels})
 
     def update(self, batch: LatentBatch) -> None:
         for i, level in enumerate(self.levels):
             self.use[level].update(batch.codes[i])
             if level in self.priors:
-                logits = self.priors[level](batch.codes[i], batch.codes[:i], batch.labels)
-                nll_nats = F.cross_entropy(logits.float(), batch.codes[i], reduction="none")
+                nll_nats = self.priors[level].nll(batch.codes[i], batch.codes[:i], batch.labels)
                 self.likelihoods[level].update(nll_nats)
 
     def figures(self) -> dict[str, float]:

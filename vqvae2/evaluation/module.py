@@ -26,7 +26,7 @@ from vqvae2.evaluation.results import FORMAT, SetFigures, fit_sizes, print_table
 from vqvae2.evaluation.sample_sets import HELD_OUT, ImageSet, SetsJudge
 from vqvae2.evaluation.training_images import REAL, ReferenceJudge
 from vqvae2.metrics.sizes import InfinitySizes, KernelSubsets, Neighbourhoods, Size, Wanted
-from vqvae2.nn.hierarchical import HierarchicalVQVAE
+from vqvae2.nn.contracts import Tokenizer
 from vqvae2.storage.shards import write_json
 
 REPORT = "metrics.json"  # in the run folder, trainer.default_root_dir
@@ -188,7 +188,7 @@ class EvaluationModule(L.LightningModule):
         self._publish()
 
     @property
-    def autoencoder_network(self) -> HierarchicalVQVAE | None:
+    def autoencoder_network(self) -> Tokenizer | None:
         """The autoencoder, once it is loaded."""
         return self.sets.autoencoder
 

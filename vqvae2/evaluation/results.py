@@ -11,7 +11,7 @@ from vqvae2.metrics.accuracy import Tally
 from vqvae2.metrics.labels import METRICS, metric_key, metric_label
 from vqvae2.metrics.quality import Reference, quality
 from vqvae2.metrics.sizes import Wanted, fitted
-from vqvae2.nn.hierarchical import fingerprint
+from vqvae2.nn.weights import fingerprint
 from vqvae2.training.classifier import ClassifierFeatures
 
 FORMAT = "vqvae2-verdict-2"

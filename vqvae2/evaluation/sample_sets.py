@@ -12,7 +12,7 @@ from vqvae2.evaluation.feature_networks import Eyes
 from vqvae2.evaluation.fractions import Part
 from vqvae2.metrics.feature_statistics import Collector, Record
 from vqvae2.metrics.sums import ReconstructionError
-from vqvae2.nn.hierarchical import HierarchicalVQVAE
+from vqvae2.nn.contracts import Tokenizer
 
 HELD_OUT = "held_out"
 RECONSTRUCTIONS = "reconstructions"  # of the held-out images
@@ -39,7 +39,7 @@ class SetsJudge(nn.Module):
     """
 
     def __init__(
-        self, data: EvaluationDataModule, *, eyes: Eyes | None, autoencoder: HierarchicalVQVAE | None
+        self, data: EvaluationDataModule, *, eyes: Eyes | None, autoencoder: Tokenizer | None
     ) -> None:
         super().__init__()
         self.data, self.eyes, self.autoencoder = data, eyes, autoencoder

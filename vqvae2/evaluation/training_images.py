@@ -14,7 +14,8 @@ from vqvae2.metrics.feature_statistics import Collector
 from vqvae2.metrics.nearest_training import NearestTrainingImages
 from vqvae2.metrics.quality import Reference, Wanted
 from vqvae2.metrics.sums import ReconstructionError
-from vqvae2.nn.hierarchical import HierarchicalVQVAE, fingerprint
+from vqvae2.nn.contracts import Tokenizer
+from vqvae2.nn.weights import fingerprint
 from vqvae2.pixels import from_uint8
 
 REAL = "real"
@@ -47,7 +48,7 @@ class ReferenceJudge(nn.Module):
         data: EvaluationDataModule,
         *,
         eyes: Eyes | None,
-        autoencoder: HierarchicalVQVAE | None,
+        autoencoder: Tokenizer | None,
         wanted: Wanted,
         store: RecordStore,
         max_features: int | None,

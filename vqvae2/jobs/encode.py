@@ -9,9 +9,10 @@ from torch import Tensor
 
 from vqvae2.data.images import ImageBatch
 from vqvae2.data.latents import LatentSpec, Level
-from vqvae2.nn.hierarchical import fingerprint
+from vqvae2.nn.contracts import Tokenizer
+from vqvae2.nn.weights import fingerprint
 from vqvae2.storage.checkpoint import load_network
-from vqvae2.training.autoencoder import AutoencoderModule
+from vqvae2.training.tokenizer import check_channels
 
 _FULL = ("32-true", "64-true")
 
@@ -37,7 +38,7 @@ class EncodeModule(L.LightningModule):
 
     def __init__(self, checkpoint: str) -> None:
         super().__init__()
-        self.network, self.facts = load_network(checkpoint, AutoencoderModule.kind)
+        self.network: Tokenizer = load_network(checkpoint, Tokenizer.kind).network
         self.checkpoint = checkpoint
         self.spec: LatentSpec | None = None
 
@@ -53,12 +54,7 @@ class EncodeModule(L.LightningModule):
             ValueError: the images have another number of channels, or do not divide into the grids.
         """
         images = self.trainer.datamodule
-        channels = self.facts["network"]["channels"]
-        if images.channels != channels:
-            raise ValueError(
-                f"{self.checkpoint} was trained on images of {channels} channels, the data has "
-                f"{images.channels}. Set the data's channels to {channels}."
-            )
+        check_channels(self.network, self.checkpoint, images)
         grids = self.network.grids(images.image_size, images.image_size)
         levels = zip(self.network.level_names, grids, self.network.codebook_sizes, strict=True)
         self.spec = LatentSpec(

@@ -11,13 +11,13 @@ from vqvae2.data.class_names import by_number, comparable, composed, some
 from vqvae2.data.latents import LatentSpec, check_autoencoder
 from vqvae2.jobs.rejection_classifier import load_critic
 from vqvae2.jobs.requests import RequestBatch
-from vqvae2.nn.hierarchical import fingerprint
+from vqvae2.nn.contracts import PriorNetwork, Tokenizer
+from vqvae2.nn.weights import fingerprint
 from vqvae2.pixels import to_uint8
-from vqvae2.sampling.ancestral import ChainSampler, Draw, Sampled
+from vqvae2.sampling.chain import ChainSampler
+from vqvae2.sampling.draw import Draw, Sampled
 from vqvae2.sampling.rejection import log_scores
 from vqvae2.storage.checkpoint import load_network
-from vqvae2.training.autoencoder import AutoencoderModule
-from vqvae2.training.prior import PriorModule
 
 
 class Samples(NamedTuple):
@@ -70,12 +70,13 @@ class SampleModule(L.LightningModule):
         if seed < 0:
             raise ValueError(f"seed is {seed}, wanted 0 or more.")
         self.draws = _draws(temperatures, top_k, top_p, num_levels=len(priors))
-        self.autoencoder, facts = load_network(autoencoder, AutoencoderModule.kind)
+        self.autoencoder: Tokenizer = load_network(autoencoder, Tokenizer.kind).network
         self.priors, self.spec, self.classes = load_chain(priors, autoencoder, self.autoencoder)
         for level, draw in zip(self.spec.levels, self.draws, strict=True):
             _check_draw(draw, level.name, level.num_codes)
-        self.channels = facts["network"]["channels"]
-        self.image_size = self.spec.levels[-1].height * self.autoencoder.factor
+        self.channels = self.autoencoder.channels
+        grids = [(level.height, level.width) for level in self.spec.levels]
+        self.image_size, _ = self.autoencoder.image_size(grids)
         # In a tuple, where Lightning does not find it: half precision is for the sampler, not for its judge.
         self._critic = (None if critic is None else self._load_critic(critic),)
         self.checkpoints = [autoencoder, *priors]
@@ -154,7 +155,7 @@ class SampleModule(L.LightningModule):
             images.cpu(),
             batch.labels.cpu(),
             batch.index.cpu(),
-            [Sampled(level.codes.cpu(), level.nll_nats.cpu()) for level in levels],
+            [_to_cpu(level) for level in levels],
             scores,
             None if batch.prompts is None else batch.prompts.cpu(),
         )
@@ -177,6 +178,10 @@ def _too_large(batch_size: int, device: torch.device) -> str:
         f"{batch_size} images at once do not fit into the memory of the device {device}. Set data.batch_size "
         f"to {batch_size // 2}, which probably fits. Files that are finished are kept."
     )
+
+
+def _to_cpu(level: Sampled) -> Sampled:
+    return Sampled(*(None if part is None else part.cpu() for part in level))
 
 
 def _draws(
@@ -229,7 +234,7 @@ def load_chain(checkpoints: list[str], autoencoder: str, network: nn.Module) -> 
         ValueError: the levels do not chain, or the priors did not learn the same codes of this autoencoder,
             or other classes.
     """
-    loaded = [load_network(checkpoint, PriorModule.kind) for checkpoint in checkpoints]
+    loaded = [load_network(checkpoint, PriorNetwork.kind) for checkpoint in checkpoints]
     found = tuple(prior.facts["level"] for prior in loaded)
     if found != network.level_names:
         raise ValueError(

@@ -146,7 +146,7 @@ def write_scores(folder: Path, shards: Sequence[Shard], level_names: Sequence[st
         for members in index_members(path).values():
             facts = json.loads(read_member(path, members["json"]))
             label = int(read_member(path, members["cls"])) if "cls" in members else -1
-            nll = [facts["nll_nats"][name] for name in level_names]
+            nll = [facts["nll_nats"].get(name, "") for name in level_names]
             table.writerow([facts["image"], label, facts.get(LOG_SCORE, ""), *nll])
     part = folder / f"{SCORES}.part"
     part.write_text(text.getvalue(), encoding="utf-8", newline="")
@@ -158,7 +158,8 @@ def _records(samples: Samples, module: SampleModule) -> Iterator[dict[str, Any]]
         zip(samples.images, samples.labels, samples.index, strict=True)
     ):
         levels = dict(zip(module.level_names, samples.levels, strict=True))
-        nll = {name: level.nll_nats[row].item() for name, level in levels.items()}
+        with_nll = {name: level.nll_nats for name, level in levels.items() if level.nll_nats is not None}
+        nll = {name: values[row].item() for name, values in with_nll.items()}
         facts = {"seed": module.seed, "image": index.item(), "nll_nats": nll}
         if samples.critic_log_scores is not None:
             facts[LOG_SCORE] = samples.critic_log_scores[row].item()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from vqvae2.metrics.extractors import DAMAGE, URLS, create_extractor, download
-from vqvae2.nn.hierarchical import fingerprint
+from vqvae2.nn.weights import fingerprint
 from vqvae2.pixels import to_uint8
 
 

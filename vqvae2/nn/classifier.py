@@ -13,11 +13,12 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from vqvae2.nn.batch_norm import BatchNorm
 from vqvae2.nn.checks import require
+from vqvae2.nn.contracts import Network
 
 SMALL = "small"
 
 
-class Classifier(nn.Module):
+class Classifier(Network, architecture="classifier"):
     """Classifies images [B, C, H, W] in [-1, 1].
 
     Args:
@@ -32,6 +33,8 @@ class Classifier(nn.Module):
     Raises:
         ValueError: there is no such architecture, or its options do not fit.
     """
+
+    kind = "classifier"
 
     def __init__(
         self,
@@ -67,7 +70,6 @@ class Classifier(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """What runs as a whole: sharded training gathers one of them at a time."""
         kinds = ResidualBlock, BasicBlock, Bottleneck
         return [part for part in self.body.modules() if isinstance(part, kinds)]
 

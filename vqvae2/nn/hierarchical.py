@@ -8,7 +8,6 @@ Levels are ordered top (coarsest) first. Shape legend: B batch, C hidden units, 
 dimension, h w a level's grid.
 """
 
-import hashlib
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae2.nn.checks import require
+from vqvae2.nn.contracts import Tokenizer
 from vqvae2.nn.quantizer import Quantized, VectorQuantizer
 
 LEVEL_NAMES = {1: ("top",), 2: ("top", "bottom"), 3: ("top", "mid", "bottom")}
@@ -76,7 +76,7 @@ class Reconstruction(NamedTuple):
     statistics: tuple[Tensor, ...]  # [K, >= D + 1], for `update_codebooks`
 
 
-class HierarchicalVQVAE(nn.Module):
+class HierarchicalVQVAE(Tokenizer, architecture="vqvae2"):
     """Compresses images into one, two or three grids of codes, and back.
 
     Args:
@@ -122,8 +122,10 @@ class HierarchicalVQVAE(nn.Module):
         require(0 <= level_dropout <= 1, "level_dropout", level_dropout, "0 to 1")
         if level_dropout and num_levels == 1:
             raise ValueError("level_dropout needs at least two levels: with one there is nothing to drop.")
-        self.num_levels = num_levels
+        self.channels = channels
         self.factor = factor
+        self.level_names = LEVEL_NAMES[num_levels]
+        self.codebook_sizes = (num_codes,) * num_levels
         self.level_dropout = level_dropout
         widths = (hidden, residual, residual_blocks)
         self.encoders = nn.ModuleList(
@@ -160,16 +162,7 @@ class HierarchicalVQVAE(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     @property
-    def level_names(self) -> tuple[str, ...]:
-        return LEVEL_NAMES[self.num_levels]
-
-    @property
-    def codebook_sizes(self) -> tuple[int, ...]:
-        return tuple(quantizer.num_codes for quantizer in self.quantizers)
-
-    @property
     def blocks(self) -> list[nn.Module]:
-        """What runs as a whole: sharded training gathers one of them at a time."""
         return [*self.encoders, *self.conditioners, self.decoder]
 
     def grids(self, height: int, width: int) -> tuple[tuple[int, int], ...]:
@@ -257,15 +250,6 @@ class HierarchicalVQVAE(nn.Module):
         return [
             vector * ~(dropped & (level >= seen))[:, None, None, None] for level, vector in enumerate(vectors)
         ]
-
-
-def fingerprint(network: nn.Module) -> str:
-    """Hex SHA-256 of the network's names and values: what its codes can be recognised by."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _log2(factor: int) -> int:

@@ -22,11 +22,12 @@ from vqvae2.nn.causal import (
 )
 from vqvae2.nn.checks import require
 from vqvae2.nn.conditioning import ConditioningStack
+from vqvae2.nn.contracts import PriorNetwork
 from vqvae2.nn.precision import without_autocast
 from vqvae2.nn.recompute import run_again
 
 
-class Prior(nn.Module):
+class PixelSNAIL(PriorNetwork, architecture="pixelsnail"):
     """p(codes of a level | codes of the levels above, class), code by code in raster order.
 
     Args:
@@ -124,7 +125,6 @@ class Prior(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """What runs as a whole, inner ones first: sharded training gathers one of them at a time."""
         stack = [] if self.conditioning is None else [*self.conditioning.blocks, self.conditioning]
         return [*stack, *self.layers, *self.attention.values(), *self.output]
 
@@ -139,6 +139,12 @@ class Prior(nn.Module):
             labels: [B]; ignored by a prior without classes.
         """
         return self.logits(codes, self.condition(conditions), self.embed_labels(labels))
+
+    def nll(self, codes: Tensor, conditions: Sequence[Tensor], labels: Tensor) -> Tensor:
+        return F.cross_entropy(self(codes, conditions, labels).float(), codes, reduction="none")
+
+    def loss(self, codes: Tensor, conditions: Sequence[Tensor], labels: Tensor) -> Tensor:
+        return self.nll(codes, conditions, labels).mean()
 
     def condition(self, conditions: Sequence[Tensor]) -> Tensor | None:
         """What the layers are told of the levels above: [B, Z, h, w] on the grid of the one just above."""

@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from vqvae2 import distributed
-from vqvae2.training.autoencoder import AutoencoderModule
 from vqvae2.training.base import NetworkModule
+from vqvae2.training.tokenizer import TokenizerModule
 from vqvae2.storage.checkpoint import Pieces, read_checkpoint
 from vqvae2.training.sharding import local
 from vqvae2.nn.checks import require
@@ -110,7 +110,7 @@ class Health(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: NetworkModule) -> None:
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
-        if not fitting or not isinstance(pl_module, AutoencoderModule):
+        if not fitting or not isinstance(pl_module, TokenizerModule):
             return
         network = pl_module.network
         for level, num_codes in zip(network.level_names, network.codebook_sizes, strict=True):
@@ -120,7 +120,7 @@ class Health(L.Callback):
             if count < self.collapsed_validations:  # what has been said is not said again
                 self._collapsed[level] = count + 1 if low else 0
                 if low and count + 1 == self.collapsed_validations:
-                    rank_zero_warn(_collapse(level, perplexity, num_codes, pl_module.options))
+                    rank_zero_warn(_collapse(level, perplexity, num_codes, pl_module.advice(level)))
 
     def _look(self, trainer: L.Trainer, *, judge_size: bool) -> None:
         """Judges whether the losses are finite; their size only where they are those of a whole period."""
@@ -229,14 +229,7 @@ def _scales_down(trainer: L.Trainer) -> bool:
     return scaler is not None and scaler.get_scale() >= SMALLEST_LOSS_SCALE
 
 
-def _collapse(level: str, perplexity: float, num_codes: int, options: dict[str, Any]) -> str:
-    tries = []
-    if options.get("codebook_init") != "data":
-        tries.append("--model.codebook_init data")
-    if not options.get("revive_below"):
-        tries.append("--model.revive_below 0.02 (unused codes are moved to where vectors are)")
-    if not options.get("level_dropout") and level != "bottom":
-        tries.append("--model.level_dropout 0.5 (the levels below cannot do all the work)")
-    tries.append("a lower learning rate or a longer warm-up")
+def _collapse(level: str, perplexity: float, num_codes: int, tries: list[str]) -> str:
+    tries = [*tries, "a lower learning rate or a longer warm-up"]
     found = f"its perplexity is {perplexity:.3g}, of {num_codes} codes"
     return f"The codebook of the level '{level}' has collapsed: {found}. Try {'; or '.join(tries)}."

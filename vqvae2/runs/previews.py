@@ -15,14 +15,14 @@ from torchvision.utils import make_grid
 from vqvae2.runs.log_pictures import log_picture
 from vqvae2.data.images import ImageBatch
 from vqvae2.data.latents import LatentBatch, check_autoencoder
-from vqvae2.training.autoencoder import AutoencoderModule
 from vqvae2.training.base import NetworkModule
 from vqvae2.storage.checkpoint import load_network
 from vqvae2.training.prior import PriorModule
-from vqvae2.nn.hierarchical import HierarchicalVQVAE, fingerprint
-from vqvae2.nn.pixelsnail import Prior
+from vqvae2.training.tokenizer import TokenizerModule
+from vqvae2.nn.contracts import PriorNetwork, Tokenizer
+from vqvae2.nn.weights import fingerprint
 from vqvae2.pixels import to_uint8
-from vqvae2.sampling.ancestral import sample_level, uniform_noise
+from vqvae2.sampling.draw import Draw, Noise, level_sampler
 
 
 class Grid(L.Callback, ABC):
@@ -106,13 +106,11 @@ class ReconstructionGrid(Grid):
     def __init__(self, num_samples: int = 8, every_n_validations: int = 1) -> None:
         super().__init__(num_samples, every_n_validations)
 
-    def draw(
-        self, module: AutoencoderModule, network: HierarchicalVQVAE, batches: list[ImageBatch]
-    ) -> Tensor:
+    def draw(self, module: TokenizerModule, network: Tokenizer, batches: list[ImageBatch]) -> Tensor:
         return level_by_level(network, self.join(batch.images for batch in batches))
 
 
-def level_by_level(autoencoder: HierarchicalVQVAE, images: Tensor) -> Tensor:
+def level_by_level(autoencoder: Tokenizer, images: Tensor) -> Tensor:
     """uint8 [C, height, width]: a row for each of the images [B, C, H, W], from its top level to itself."""
     codes = autoencoder.encode(images)
     steps = [autoencoder.decode(codes, levels) for levels in range(1, autoencoder.num_levels + 1)]
@@ -140,19 +138,20 @@ class SampleGrid(Grid):
     def __init__(self, autoencoder: str, num_samples: int = 16, every_n_validations: int = 1) -> None:
         super().__init__(num_samples, every_n_validations)
         self.checkpoint = autoencoder
-        self.autoencoder: HierarchicalVQVAE = load_network(autoencoder, AutoencoderModule.kind).network
+        self.autoencoder: Tokenizer = load_network(autoencoder, Tokenizer.kind).network
 
     def setup(self, trainer: L.Trainer, pl_module: PriorModule, stage: str) -> None:
         data = trainer.datamodule
         digest = fingerprint(self.autoencoder)
         check_autoencoder(data.spec, digest, codes=str(data.latents), checkpoint=self.checkpoint)
 
-    def draw(self, module: PriorModule, network: Prior, batches: list[LatentBatch]) -> Tensor:
+    def draw(self, module: PriorModule, network: PriorNetwork, batches: list[LatentBatch]) -> Tensor:
         codes = [self.join(level) for level in zip(*(batch.codes for batch in batches), strict=True)]
         labels = self.join(batch.labels for batch in batches)
         above, here, below = codes[: module.index], codes[module.index], codes[module.index + 1 :]
-        noise = uniform_noise(0, range(len(labels)), module.index, here[0].numel())
-        sampled = sample_level(network, above, labels, noise).codes
+        sampler = level_sampler(network, Draw(), graphed=False)  # nothing is recorded for one batch
+        noise = Noise(seed=0, images=range(len(labels)), level=module.index)
+        sampled = sampler(above, labels, noise, torch.full_like(here, -1)).codes
         self.autoencoder.to(labels.device)
         pair = [self.autoencoder.decode([*above, x, *below], module.index + 1) for x in (here, sampled)]
         return make_grid(to_uint8(torch.stack(pair, 1).flatten(0, 1)), nrow=8, padding=1)

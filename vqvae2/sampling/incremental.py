@@ -3,7 +3,7 @@
 A full pass spends N times too much on sampling N codes: all but one position of it were known before. Here
 the vertical stream is computed once a row, for all columns together (the row pass); the horizontal stream
 once a position (the pixel pass); attention reads keys and values that are kept. The result is that of
-`Prior.forward`, by the same modules and weights.
+`PixelSNAIL.forward`, by the same modules and weights.
 
 Both passes work in place on buffers made once, and the position is a tensor on the device: nothing waits for
 the device, so that each pass can be captured as a CUDA graph.
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqvae2.nn.causal import CausalAttention, gate, positions
-from vqvae2.nn.pixelsnail import Prior
+from vqvae2.nn.pixelsnail import PixelSNAIL
 
 
 class IncrementalPrior:
@@ -34,7 +34,7 @@ class IncrementalPrior:
         batch_size: B, for which the buffers are made.
     """
 
-    def __init__(self, prior: Prior, batch_size: int) -> None:
+    def __init__(self, prior: PixelSNAIL, batch_size: int) -> None:
         self.prior = prior
         self.buffers: list[Tensor] = []
         self._like = prior.embedding.weight.new_empty(0)

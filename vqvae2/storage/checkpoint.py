@@ -1,4 +1,4 @@
-"""Reading the networks that the modules train back from their checkpoints, without a YAML."""
+"""Networks in files: a checkpoint describes its network, so it is read back without a YAML."""
 
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -6,25 +6,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from vqvae2.nn.contracts import Network, network_class
+
 DESCRIPTION = "vqvae2"  # the checkpoint's entry that says what it holds and how to build it
+_AVERAGE = "average."  # what the names of the averaged weights begin with
 META = "meta.pt"  # in a folder that sharded training wrote: all but the shards, with their shapes in place
 
-_BUILDERS: dict[str, Callable[..., nn.Module]] = {}
+_BEFORE_ARCHITECTURES = {"autoencoder": "vqvae2", "prior": "pixelsnail", "classifier": "classifier"}
 
 
 class Loaded(NamedTuple):
     """A network from a checkpoint: averaged weights, eval mode, no gradients."""
 
-    network: nn.Module
+    network: Network
     facts: dict[str, Any]
-
-
-def register_network(kind: str, build: Callable[..., nn.Module]) -> None:
-    """Says how the networks of the checkpoints of `kind` are built from their recorded arguments."""
-    _BUILDERS[kind] = build
 
 
 def read_description(path: str | Path) -> dict[str, Any]:
@@ -33,7 +31,39 @@ def read_description(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: there is no such file, or it is not a checkpoint of this suite.
     """
-    return _read(_meta(path))[DESCRIPTION]
+    return described(_read(_meta(path)))
+
+
+def described(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The description in what a checkpoint holds; None without one.
+
+    Checkpoints written when each kind had one architecture do not name it.
+    """
+    found = checkpoint.get(DESCRIPTION)
+    if found is None or "architecture" in found:
+        return found
+    kind = found.get("kind")
+    return {"kind": kind, "architecture": _BEFORE_ARCHITECTURES.get(kind), **found}
+
+
+def save_network(path: str | Path, network: Network, options: Mapping[str, Any], **facts: Any) -> None:
+    """Writes a network alone, with no state of a run, so that `load_network` reads it back.
+
+    Args:
+        path: of the file, which is written aside and moved to its place.
+        network: of any kind.
+        options: the keyword arguments that it was built with (plain types).
+        facts: what its users need besides, such as a prior's `level` and `latents` (plain types).
+    """
+    state = {_AVERAGE + name: tensor for name, tensor in network.state_dict().items()}
+    part = Path(path).with_name(Path(path).name + ".part")
+    torch.save({DESCRIPTION: description(network, options, **facts), "state_dict": state}, part)
+    part.replace(path)
+
+
+def description(network: Network, options: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
+    """What a checkpoint says of its network: enough to build it again."""
+    return {"kind": network.kind, "architecture": network.architecture, "network": dict(options), **facts}
 
 
 def load_network(path: str | Path, kind: str) -> Loaded:
@@ -43,25 +73,28 @@ def load_network(path: str | Path, kind: str) -> Loaded:
         ValueError: there is no such file, or it is not a checkpoint of this suite, or of another kind.
     """
     checkpoint = read_checkpoint(path)
-    description = checkpoint[DESCRIPTION]
-    if description["kind"] != kind:
+    facts = described(checkpoint)
+    if facts["kind"] != kind:
         raise ValueError(
-            f"{path} holds a network of kind '{description['kind']}', wanted '{kind}'. "
+            f"{path} holds a network of kind '{facts['kind']}', wanted '{kind}'. "
             f"Name the checkpoint of a run that trained a network of kind '{kind}'."
         )
-    prefix = "average."
     state = {
-        name.removeprefix(prefix): tensor
+        name.removeprefix(_AVERAGE): tensor
         for name, tensor in checkpoint["state_dict"].items()
-        if name.startswith(prefix)
+        if name.startswith(_AVERAGE)
     }
-    return Loaded(rebuild(description, state), description)
+    return Loaded(rebuild(facts, state), facts)
 
 
-def rebuild(description: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
-    """The network that a checkpoint describes, made of the tensors of `state`; in eval mode, frozen."""
+def rebuild(facts: Mapping[str, Any], state: Mapping[str, Tensor]) -> Network:
+    """The network that a checkpoint describes, made of the tensors of `state`; in eval mode, frozen.
+
+    Raises:
+        ValueError: no module that has been imported defines its architecture.
+    """
     with torch.device("meta"):
-        network = _BUILDERS[description["kind"]](**description["network"])
+        network = network_class(facts["kind"], facts["architecture"])(**facts["network"])
     network.load_state_dict(state, assign=True)
     return network.eval().requires_grad_(False)
 

@@ -75,16 +75,6 @@ def written_by(folder: Path) -> str | None:
         return None
 
 
-def listed_shards(folder: Path) -> dict[str, Shard]:
-    """The shards of a folder's manifest by their file; none without a readable manifest."""
-    try:
-        content = json.loads((folder / MANIFEST).read_bytes())
-        splits = content["splits"].values() if "splits" in content else [content["shards"]]
-        return {shard["file"]: Shard(**shard) for shards in splits for shard in shards}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-
-
 def _mend() -> str:
     return "Name another folder, or set the writer's overwrite to true, which replaces what is there."
 
@@ -103,3 +93,13 @@ def _difference(found: Any, wanted: Any, name: str = "") -> tuple[str, str, str]
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 100 else f"{text[:100]}…"
+
+
+def listed_shards(folder: Path) -> dict[str, Shard]:
+    """The shards of a folder's manifest by their file; none without a readable manifest."""
+    try:
+        content = json.loads((folder / MANIFEST).read_bytes())
+        splits = content["splits"].values() if "splits" in content else [content["shards"]]
+        return {shard["file"]: Shard(**shard) for shards in splits for shard in shards}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from vqvae2 import distributed
 from vqvae2.nn.checks import require
-from vqvae2.storage.checkpoint import DESCRIPTION, rebuild
+from vqvae2.storage.checkpoint import DESCRIPTION, described, rebuild
 from vqvae2.training.schedules import Schedule
 from vqvae2.training.sharding import local, shard
 
@@ -32,8 +32,8 @@ class NetworkModule(L.LightningModule):
         compiled: compile the network that is trained (not its average), which needs a C++ compiler on a
             processor; the first steps wait for it. Checkpoints are the same either way.
 
-    A subclass says in `kind` what its checkpoints hold, builds its network in `build_network`, and calls
-    `describe` there with what is needed to build the same network again.
+    A subclass says in `kind` what its checkpoints hold, builds its network in `build_network`, and says there
+    in `self.description` what is needed to build the same network again.
     """
 
     kind: str
@@ -50,10 +50,6 @@ class NetworkModule(L.LightningModule):
     @abstractmethod
     def build_network(self) -> nn.Module:
         """Builds the network; may ask `self.trainer.datamodule` for shapes."""
-
-    def describe(self, network: dict[str, Any], **facts: Any) -> None:
-        """Records the network's keyword arguments and any facts that its users need (plain types only)."""
-        self.description = {"kind": self.kind, "network": network, **facts}
 
     def configure_model(self) -> None:
         if self.network is None:
@@ -120,7 +116,7 @@ class NetworkModule(L.LightningModule):
         Raises:
             ValueError: they are not those of such a network, on such data.
         """
-        found = checkpoint.get(DESCRIPTION)
+        found = described(checkpoint)
         if found != self.description:
             difference = _first_difference(found, self.description)
             raise ValueError(

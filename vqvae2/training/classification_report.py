@@ -13,11 +13,12 @@ from torch import Tensor
 
 from vqvae2.data.images import ImageDataModule
 from vqvae2.metrics.accuracy import Tally
-from vqvae2.nn.hierarchical import HierarchicalVQVAE, fingerprint
+from vqvae2.nn.contracts import Tokenizer
+from vqvae2.nn.weights import fingerprint
 from vqvae2.pixels import from_uint8, to_uint8
 from vqvae2.storage.job_file import SAMPLES_FORMAT
 from vqvae2.storage.shards import MANIFEST, write_json
-from vqvae2.training.autoencoder import load_autoencoder
+from vqvae2.training.tokenizer import load_tokenizer
 
 REPORT = "accuracy.json"  # in the run folder, trainer.default_root_dir
 FORMAT = "vqvae2-accuracy-1"
@@ -34,7 +35,7 @@ def load_reconstructor(path: str, data: ImageDataModule, device: torch.device) -
     Raises:
         ValueError: there is no such checkpoint, it was trained on other images, or the samples are another's.
     """
-    network = load_autoencoder(path, data)
+    network = load_tokenizer(path, data)
     manifest = Path(data.train, MANIFEST)
     content = json.loads(manifest.read_bytes()) if manifest.is_file() else {}
     wanted, found = content.get("autoencoder"), fingerprint(network)
@@ -46,7 +47,7 @@ def load_reconstructor(path: str, data: ImageDataModule, device: torch.device) -
     return partial(_reconstruct, network.to(device))
 
 
-def _reconstruct(network: HierarchicalVQVAE, images: Tensor) -> Tensor:
+def _reconstruct(network: Tokenizer, images: Tensor) -> Tensor:
     return from_uint8(to_uint8(network(images.float()).images)).to(images.dtype)
 
 

@@ -19,7 +19,7 @@ from vqvae2.metrics.accuracy import Tally
 from vqvae2.nn.checks import require
 from vqvae2.nn.classifier import Classifier
 from vqvae2.pixels import from_uint8
-from vqvae2.storage.checkpoint import load_network, register_network
+from vqvae2.storage.checkpoint import description, load_network
 from vqvae2.training.base import NetworkModule
 from vqvae2.training.classification_report import (
     REPORT,
@@ -79,7 +79,8 @@ class ClassifierModule(NetworkModule):
     def build_network(self) -> Classifier:
         data = self.trainer.datamodule
         network = Classifier(num_classes=data.num_classes, channels=data.channels, **self.options)
-        self.describe(
+        self.description = description(
+            network,
             {"num_classes": data.num_classes, "channels": data.channels, **self.options},
             image_size=data.image_size,
             classes=list(data.classes),
@@ -223,5 +224,4 @@ class ClassifierFeatures(FeatureExtractorBase):
         return tuple(found[name] for name in self.features_list)
 
 
-register_network(ClassifierModule.kind, Classifier)
 register_feature_extractor(ClassifierModule.kind, ClassifierFeatures)

@@ -1,0 +1,80 @@
+"""Stage 2 of VQ-VAE-2: training the autoregressive priors by maximum likelihood."""
+
+from typing import Any, Literal
+
+from vqvae2.nn.contracts import PriorShape
+from vqvae2.nn.pixelsnail import PixelSNAIL
+from vqvae2.training.prior import PriorModule
+from vqvae2.training.schedules import Schedule
+
+
+class PixelSNAILModule(PriorModule):
+    """Trains a `PixelSNAIL`; the level is the subclass's to say.
+
+    Args:
+        level: name of the level that is modelled.
+        schedule: learning rate of Adam.
+        polyak: decay of the averaged weights, which are evaluated and sampled from.
+        compiled: see `NetworkModule`.
+        checkpoint_layers: see `PixelSNAIL`; for batches that do not fit otherwise.
+        network: options of `PixelSNAIL` beyond what the manifest says.
+    """
+
+    def __init__(
+        self,
+        *,
+        level: str,
+        schedule: Schedule,
+        polyak: float,
+        compiled: bool = False,
+        checkpoint_layers: bool = False,
+        **network: Any,
+    ) -> None:
+        super().__init__(level=level, schedule=schedule, polyak=polyak, compiled=compiled)
+        self.checkpoint_layers = checkpoint_layers
+        self.options = network
+
+    def make(self, shape: PriorShape) -> PixelSNAIL:
+        prior = PixelSNAIL(  # named one by one, so that the command line knows which options are left
+            grid=shape.grid,
+            num_codes=shape.num_codes,
+            condition_grids=shape.condition_grids,
+            condition_codes=shape.condition_codes,
+            num_classes=shape.num_classes,
+            **self.options,
+        )
+        prior.checkpoint_layers = self.checkpoint_layers  # how it trains, not what it is: not described
+        return prior
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        return self.scheduled(self.adam(), self.schedule, width=self.options["hidden"])
+
+
+class TopPriorModule(PixelSNAILModule):
+    """The prior over the top level: p(top | class) (figure 2b).
+
+    Args:
+        schedule: learning rate of Adam.
+        polyak: decay of the averaged weights, which are evaluated and sampled from.
+        network: further options of `PixelSNAILModule`, and of `PixelSNAIL` beyond what the manifest says.
+    """
+
+    def __init__(self, *, schedule: Schedule, polyak: float, **network: Any) -> None:
+        super().__init__(level="top", schedule=schedule, polyak=polyak, **network)
+
+
+class ConditionalPriorModule(PixelSNAILModule):
+    """The prior over a lower level, given all levels above it and the class (figure 2b).
+
+    Args:
+        level: name of the level that is modelled.
+        schedule: learning rate of Adam.
+        polyak: decay of the averaged weights, which are evaluated and sampled from.
+        network: further options of `PixelSNAILModule`, and of `PixelSNAIL` beyond what the manifest says,
+            those of the conditioning stack among them.
+    """
+
+    def __init__(
+        self, *, level: Literal["mid", "bottom"], schedule: Schedule, polyak: float, **network: Any
+    ) -> None:
+        super().__init__(level=level, schedule=schedule, polyak=polyak, **network)
