@@ -63,7 +63,7 @@ def image_data(images: Path, **options: Any) -> dict:
 def top_prior(**options: Any) -> dict:
     schedule = {"class_path": "vqvae2.training.schedules.Constant", "init_args": {"learning_rate": 0.01}}
     return {
-        "class_path": "vqvae2.training.prior.TopPriorModule",
+        "class_path": "vqvae2.training.pixelsnail.TopPriorModule",
         "init_args": {"schedule": schedule, "polyak": 0.5, "output_layers": 0, **PRIOR, **options},
     }
 

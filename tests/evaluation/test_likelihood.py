@@ -12,7 +12,7 @@ from vqvae2.nn.pixelsnail import PixelSNAIL
 SPEC = LatentSpec((Level("top", 4, 4, 5), Level("mid", 4, 4, 5), Level("bottom", 8, 8, 5)), 3, "none")
 
 
-def prior(index: int) -> Prior:
+def prior(index: int) -> PixelSNAIL:
     *above, here = SPEC.levels[: index + 1]
     made = PixelSNAIL(
         grid=(here.height, here.width),

@@ -24,7 +24,7 @@ from vqvae2.runs.loggers import MetricsFile
 from vqvae2.runs.previews import ReconstructionGrid
 from vqvae2.training.autoencoder import AutoencoderModule
 from vqvae2.training.classifier import ClassifierModule
-from vqvae2.training.prior import ConditionalPriorModule, TopPriorModule
+from vqvae2.training.pixelsnail import ConditionalPriorModule, TopPriorModule
 from vqvae2.training.schedules import Constant
 
 WIDTHS = {"hidden": 8, "residual": 8, "layers": 1, "kernel": 3, "attention_layers": 0, "dropout": 0.0}

@@ -26,7 +26,7 @@ from vqvae2.runs.health import Health
 from vqvae2.runs.previews import ReconstructionGrid, SampleGrid
 from vqvae2.runs.throughput import Throughput
 from vqvae2.training.classifier import ClassifierModule
-from vqvae2.training.prior import TopPriorModule
+from vqvae2.training.pixelsnail import TopPriorModule
 from vqvae2.training.schedules import Constant
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"

@@ -18,7 +18,7 @@ from vqvae2.jobs.prompts import PromptRequests
 from vqvae2.jobs.sample import SampleModule
 from vqvae2.nn.classifier import Classifier
 from vqvae2.storage.checkpoint import DESCRIPTION, read_description
-from vqvae2.training.prior import TopPriorModule
+from vqvae2.training.pixelsnail import TopPriorModule
 from vqvae2.training.schedules import Constant
 
 PETS = ["cat", "dog", "école"]

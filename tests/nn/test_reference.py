@@ -136,7 +136,7 @@ def test_attention_comes_behind_the_layers_that_its_period_says(layers, attentio
     assert calls.count("gated") == layers
 
 
-def make_prior(*, grid=(4, 4), above=(), num_classes=3, kernel=5, **changes) -> Prior:
+def make_prior(*, grid=(4, 4), above=(), num_classes=3, kernel=5, **changes) -> PixelSNAIL:
     options = {"hidden": 8, "residual": 12, "dropout": 0.1, "heads": 0, **changes}
     if above:
         options |= {"conditioning_hidden": 8}

@@ -18,7 +18,7 @@ from vqvae2.runs.previews import ReconstructionGrid, SampleGrid
 from vqvae2.storage.checkpoint import DESCRIPTION, read_checkpoint
 from vqvae2.training.autoencoder import AutoencoderModule
 from vqvae2.training.classifier import ClassifierModule
-from vqvae2.training.prior import ConditionalPriorModule, TopPriorModule
+from vqvae2.training.pixelsnail import ConditionalPriorModule, TopPriorModule
 from vqvae2.training.schedules import Constant
 from vqvae2.training.sharding import ShardedStrategy
 

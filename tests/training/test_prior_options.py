@@ -7,7 +7,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from vqvae2.data.latents import LatentBatch, LatentSpec, Level
-from vqvae2.training.prior import ConditionalPriorModule, TopPriorModule
+from vqvae2.training.pixelsnail import ConditionalPriorModule, TopPriorModule
 from vqvae2.training.schedules import Constant
 
 SPEC = LatentSpec((Level("top", 4, 4, 8), Level("bottom", 8, 8, 8)), 3, "no fingerprint")

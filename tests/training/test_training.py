@@ -21,10 +21,11 @@ from tests.training.training_run import (
 from vqvae2.data.latent_module import LatentDataModule
 from vqvae2.data.latent_shards import write_shard
 from vqvae2.data.latents import LatentSpec, Level, Manifest, write_manifest
-from vqvae2.nn.hierarchical import Reconstruction, fingerprint
+from vqvae2.nn.hierarchical import Reconstruction
 from vqvae2.nn.quantizer import perplexity, usage
+from vqvae2.nn.weights import fingerprint
 from vqvae2.storage.checkpoint import load_network, read_description, rebuild
-from vqvae2.training.prior import ConditionalPriorModule, TopPriorModule
+from vqvae2.training.pixelsnail import ConditionalPriorModule, TopPriorModule
 from vqvae2.training.schedules import Constant
 
 

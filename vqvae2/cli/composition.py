@@ -14,6 +14,8 @@ from pathlib import Path
 
 import yaml
 
+from vqvae2.cli.classes import with_class_paths
+
 BASE = "base"
 _FLAGS = ("-c", "--config")
 
@@ -41,7 +43,7 @@ def compose(path: Path) -> dict:
     composed: dict = {}
     for file in _with_bases(path):
         composed = merge(composed, read_config(file))
-    return {key: value for key, value in composed.items() if key != BASE}
+    return with_class_paths({key: value for key, value in composed.items() if key != BASE})
 
 
 def merge(under: dict, over: dict) -> dict:

@@ -39,15 +39,17 @@ class ChunkWriter(L.Callback, ABC):
     The data are a `ChunkedDataModule`; predictions have an `index`.
 
     Args:
-        folder: for the files.
+        folder: for the files; null takes the folder of the job, `trainer.default_root_dir`.
         overwrite: replace what another job left in the folder, instead of refusing it.
     """
 
     splits: tuple[str, ...]  # all that such a job may write
     outputs: tuple[str, ...] = ()  # what `finish` writes beside the manifest
 
-    def __init__(self, folder: str, *, overwrite: bool = False) -> None:
-        self.folder = Path(folder)
+    folder: Path
+
+    def __init__(self, folder: str | None = None, *, overwrite: bool = False) -> None:
+        self.location = folder
         self.overwrite = overwrite
         self._chunk: tuple[str, int] | None = None  # split and number of the chunk at hand
         self._predictions: list[Any] = []
@@ -98,6 +100,7 @@ class ChunkWriter(L.Callback, ABC):
         Raises:
             ValueError: the folder cannot be written, has no room for what is asked for, or is another job's.
         """
+        self.folder = Path(trainer.default_root_dir if self.location is None else self.location)
         check_writable(self.folder)
         if not isinstance(trainer.limit_predict_batches, float) or trainer.limit_predict_batches < 1:
             raise ValueError(

@@ -18,14 +18,16 @@ class LatentWriter(ChunkWriter):
     """One shard for each chunk of the data, in the order of the data, then the manifest.
 
     Args:
-        folder: for the shards.
+        folder: see `ChunkWriter`.
         samples_per_record: see `vqvae2.data.latent_shards`.
         overwrite: see `ChunkWriter`.
     """
 
     splits = ("train", "val")
 
-    def __init__(self, folder: str, samples_per_record: int = 256, *, overwrite: bool = False) -> None:
+    def __init__(
+        self, folder: str | None = None, samples_per_record: int = 256, *, overwrite: bool = False
+    ) -> None:
         super().__init__(folder, overwrite=overwrite)
         if samples_per_record < 1:
             raise ValueError(f"samples_per_record is {samples_per_record}, wanted at least 1.")

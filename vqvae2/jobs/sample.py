@@ -37,7 +37,8 @@ class SampleModule(L.LightningModule):
     Args:
         autoencoder: checkpoint.
         priors: checkpoints of the priors, one a level, top first.
-        temperatures: one a level, top first; 1 samples what the priors have learned. Approximate: any other.
+        temperatures: one a level, top first; 1 samples what the priors have learned, as null does for all
+            levels. Approximate: any other.
         top_k: one a level; only the k likeliest codes are drawn, null for all. Approximate where it is set.
         top_p: one a level; only the likeliest codes that together have this probability are drawn, null for
             all. Approximate where it is set.
@@ -58,7 +59,7 @@ class SampleModule(L.LightningModule):
         *,
         autoencoder: str,
         priors: list[str],
-        temperatures: list[float],
+        temperatures: list[float] | None = None,
         top_k: list[int | None] | None = None,
         top_p: list[float | None] | None = None,
         seed: int = 0,
@@ -185,7 +186,7 @@ def _to_cpu(level: Sampled) -> Sampled:
 
 
 def _draws(
-    temperatures: Sequence[float],
+    temperatures: Sequence[float] | None,
     top_k: Sequence[int | None] | None,
     top_p: Sequence[float | None] | None,
     *,
@@ -197,7 +198,7 @@ def _draws(
     """
     off = [None] * num_levels
     columns = {
-        "temperatures": temperatures,
+        "temperatures": [1.0] * num_levels if temperatures is None else temperatures,
         "top_k": off if top_k is None else top_k,
         "top_p": off if top_p is None else top_p,
     }

@@ -45,7 +45,7 @@ class SampleWriter(ChunkWriter):
     and beside them `scores.csv` (see `vqvae2.jobs.scores`), `grid.png` and `manifest.json`.
 
     Args:
-        folder: for all this.
+        folder: see `ChunkWriter`.
         grid_columns: images in a row of the grid. With prompts two of them show the prompt and what is kept
             of it. null: each of 2 to 20 classes has a column of its own; otherwise 10.
         grid_rows: its rows.
@@ -56,7 +56,12 @@ class SampleWriter(ChunkWriter):
     outputs = (SCORES, GRID)
 
     def __init__(
-        self, folder: str, *, grid_columns: int | None = None, grid_rows: int = 10, overwrite: bool = False
+        self,
+        folder: str | None = None,
+        *,
+        grid_columns: int | None = None,
+        grid_rows: int = 10,
+        overwrite: bool = False,
     ) -> None:
         super().__init__(folder, overwrite=overwrite)
         if min(grid_rows if grid_columns is None else grid_columns, grid_rows) < 1:
