@@ -1,0 +1,138 @@
+"""Recipes: parts by reference, recipes made from others, one run folder."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vqvae2.cli.composition import UsageError
+from vqvae2.cli.recipes import compose, filled, layers, uses_run
+
+FILES = {
+    "parts/fit.yaml": "trainer: {max_epochs: -1, callbacks+: [{class_path: one}]}",
+    "cats.yaml": """
+        run: runs/cats
+        parts:
+          images: {data: {init_args: {train: cats, size: 32, labels: 10}}}
+          prior: {model: {init_args: {hidden: 8}}, trainer: {callbacks+: [{class_path: two, at: $run/vqvae}]}}
+    """,
+    "cats_vqvae.yaml": """
+        base: [parts/fit.yaml, cats.yaml#images]
+        trainer: {default_root_dir: $run/vqvae, max_steps: 10}
+        data: {init_args: {workers: 1}}
+    """,
+    "cats_top.yaml": "{base: [parts/fit.yaml, cats.yaml#prior], trainer: {default_root_dir: $run/top}}",
+    "cats_sample.yaml": "{base: [cats.yaml], model: {priors: [$run/top/best.ckpt]}, data: {number: 5}}",
+    "cats_complete.yaml": "{base: [cats_sample.yaml], data: {rows: 0.5}}",
+    "cats_cas.yaml": "{base: ['cats.yaml#images'], data: {init_args: {train: $run/samples}}}",
+    "dogs.yaml": """
+        like: cats.yaml
+        run: runs/dogs
+        parts: {images: {data: {init_args: {train: dogs, labels: null}}}}
+        jobs: {vqvae: {trainer: {max_steps: 20}}, sample: {data: {number: 6}}}
+    """,
+    "puppies.yaml": """
+        like: dogs.yaml
+        run: runs/puppies
+        parts: {prior: {model: {init_args: {hidden: 9}}}}
+        jobs: {vqvae: {trainer: {max_steps: 30}}}
+    """,
+}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    (tmp_path / "parts").mkdir()
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_a_job_takes_the_parts_it_names_and_the_run_of_its_recipe(folder):
+    assert compose(folder / "cats_vqvae.yaml") == {
+        "run": "runs/cats",
+        "trainer": {
+            "max_epochs": -1,
+            "callbacks+": [{"class_path": "one"}],
+            "default_root_dir": "$run/vqvae",
+            "max_steps": 10,
+        },
+        "data": {"init_args": {"train": "cats", "size": 32, "labels": 10, "workers": 1}},
+    }
+    assert compose(folder / "cats_sample.yaml") == {
+        "run": "runs/cats",
+        "model": {"priors": ["$run/top/best.ckpt"]},
+        "data": {"number": 5},
+    }
+
+
+def test_a_recipe_made_from_another_needs_no_file_of_its_own_for_a_job(folder):
+    vqvae = compose(folder / "dogs_vqvae.yaml")
+    assert vqvae["run"] == "runs/dogs"
+    assert vqvae["trainer"]["max_steps"] == 20
+    assert vqvae["data"]["init_args"] == {"train": "dogs", "size": 32, "labels": None, "workers": 1}
+    top = compose(folder / "dogs_top.yaml")
+    assert top["model"]["init_args"] == {"hidden": 8}
+    assert [each["class_path"] for each in top["trainer"]["callbacks+"]] == ["one", "two"]
+
+
+def test_what_a_job_says_goes_over_the_part_that_a_recipe_changes(folder):
+    assert compose(folder / "dogs_cas.yaml")["data"]["init_args"]["train"] == "$run/samples"
+
+
+def test_a_change_of_a_job_reaches_the_jobs_that_build_on_it(folder):
+    assert compose(folder / "dogs_complete.yaml")["data"] == {"number": 6, "rows": 0.5}
+
+
+def test_recipes_can_be_made_from_recipes_that_were_made_from_others(folder):
+    vqvae = compose(folder / "puppies_vqvae.yaml")
+    assert (vqvae["run"], vqvae["trainer"]["max_steps"]) == ("runs/puppies", 30)
+    assert vqvae["data"]["init_args"]["train"] == "dogs"
+    assert compose(folder / "puppies_top.yaml")["model"]["init_args"] == {"hidden": 9}
+    assert compose(folder / "puppies_sample.yaml")["data"] == {"number": 6}
+
+
+def test_a_file_of_a_job_wins_and_a_recipe_may_lie_elsewhere(folder):
+    (folder / "dogs_top.yaml").write_text("{base: ['dogs.yaml#prior'], model: {own: 1}}")
+    assert compose(folder / "dogs_top.yaml")["model"] == {"init_args": {"hidden": 8}, "own": 1}
+    (folder / "mine").mkdir()
+    (folder / "mine/my_cows.yaml").write_text("{like: ../cats.yaml, run: elsewhere}")
+    assert compose(folder / "mine/my_cows_top.yaml")["run"] == "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "asked", "message"),
+    [
+        (
+            "bad.yaml",
+            "{like: cats.yaml, parts: {imags: {}}}",
+            "bad_top.yaml",
+            "no part 'imags', .* images, prior",
+        ),
+        ("bad.yaml", "{like: cats.yaml, jobs: {topp: {}}}", "bad_top.yaml", "no job 'topp', .* top, vqvae"),
+        ("bad.yaml", "{like: cows.yaml}", "bad_top.yaml", r"there is no recipe .*cows\.yaml"),
+        ("bad.yaml", "{like: cats.yaml}", "bad_mid.yaml", "no job 'mid', wanted one of cas, .*vqvae"),
+        ("bad.yaml", "{like: bad.yaml}", "bad_top.yaml", "builds on itself"),
+        (
+            "bad_top.yaml",
+            "{base: ['cats.yaml#sounds']}",
+            "bad_top.yaml",
+            "no part 'sounds', .* images",
+        ),
+        ("bad_top.yaml", "{base: ['cows.yaml#images']}", "bad_top.yaml", r"base .*cows\.yaml does not exist"),
+        ("bad_top.yaml", "{base: [bad_top.yaml]}", "bad_top.yaml", "builds on itself"),
+    ],
+)
+def test_what_does_not_exist_is_named(folder, name, text, asked, message):
+    (folder / name).write_text(text)
+    with pytest.raises(UsageError, match=message):
+        layers(folder / asked)
+
+
+def test_every_path_below_the_run_moves_and_nothing_else_does():
+    config = yaml.safe_load("{a: $run, b: [$run/x, {c: $runs/x}], d: $run.x, e: costs $run/x, f: 3, g: null}")
+    assert uses_run(config)
+    assert filled(config, "r") == {"a": "r", "b": ["r/x", {"c": "$runs/x"}]} | {
+        name: config[name] for name in "defg"
+    }
+    assert not uses_run({"a": ["$runs", 1, None]})

@@ -1,0 +1,204 @@
+"""Recipes: one name, one run folder, and what its jobs share.
+
+A config names what it builds on in a top-level list `base:`. A reference may name a part of a recipe:
+
+    base: [parts/fit.yaml, demo.yaml#images]    # relative to the file that says so
+
+`demo.yaml` is a recipe. It says where its runs go, which every path below it writes as `$run`, and what its
+jobs `demo_JOB.yaml` share, part by part:
+
+    run: runs/demo                              # --run moves every path of every job
+    parts:
+      images: {data: {init_args: {train: demo:digits}}}
+
+A recipe that is made from another says only what differs, part by part or job by job:
+
+    like: cifar10.yaml
+    run: runs/pets
+    parts:
+      images: {data: {init_args: {train: PICTURES}}}
+    jobs:
+      vqvae: {trainer: {max_steps: 2000}}
+
+If this is `pets.yaml`, then `pets_vqvae.yaml` needs no file: it is cifar10_vqvae.yaml with pets.yaml in the
+place of cifar10.yaml, and likewise for every other job.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vqvae2.cli.classes import with_class_paths
+from vqvae2.cli.composition import UsageError, merge, read_config
+
+BASE, LIKE, PARTS, JOBS, RUN = "base", "like", "parts", "jobs", "run"
+_VARIABLE = "$run"
+
+
+class Layer(NamedTuple):
+    """A piece of a composed config, and the file that says it."""
+
+    source: Path
+    content: dict
+
+
+def compose(path: Path) -> dict:
+    """A config merged with all that it builds on; classes by their import paths, `$run` as it is written.
+
+    Raises:
+        UsageError: as `layers`.
+    """
+    composed: dict = {}
+    for layer in layers(path):
+        composed = merge(composed, layer.content)
+    return with_class_paths(composed)
+
+
+def layers(path: Path) -> list[Layer]:
+    """What a config is made of, in the order in which it is laid; what several bases share comes once.
+
+    Raises:
+        UsageError: a file, a part or a job does not exist, a file is not a YAML mapping, or builds on itself.
+    """
+    if path.is_file() or not (made := _made_from(path)):
+        return _unique(_layers(path, None, {}, ()))
+    recipe, job = made
+    line = _line(recipe)
+    root = next((each for each in line if _job_file(each, job).is_file()), None)
+    if root is None:
+        raise UsageError(f"{path}: there is no job '{job}', wanted one of {', '.join(_jobs(line[-1]))}.")
+    swaps = {like.resolve(): made for made, like in pairwise(line[: line.index(root) + 1])}
+    return _unique(_layers(_job_file(root, job), None, swaps, ()))
+
+
+def filled(config: Any, run: str) -> Any:
+    """A config with the run folder in the place of `$run` at the beginning of each path."""
+    if isinstance(config, dict):
+        return {key: filled(value, run) for key, value in config.items()}
+    if isinstance(config, list):
+        return [filled(value, run) for value in config]
+    return run + config.removeprefix(_VARIABLE) if uses_run(config) else config
+
+
+def uses_run(config: Any) -> bool:
+    """Whether some path lies below the run folder."""
+    if isinstance(config, dict | list):
+        return any(map(uses_run, config.values() if isinstance(config, dict) else config))
+    return isinstance(config, str) and (config == _VARIABLE or config.startswith(f"{_VARIABLE}/"))
+
+
+def _layers(
+    path: Path, part: str | None, swaps: Mapping[Path, Path], above: tuple[tuple[Path, str | None], ...]
+) -> Iterator[Layer]:
+    """
+    Args:
+        path: of a config.
+        part: of the recipe that it is.
+        swaps: recipes that stand in the place of others.
+        above: files and parts that build on this one.
+    """
+    while path.resolve() in swaps:
+        path = swaps[path.resolve()]
+    if (path.resolve(), part) in above:
+        raise UsageError(f"{path}: builds on itself; take it out of its own '{BASE}' or '{LIKE}'.")
+    above = (*above, (path.resolve(), part))
+    content = read_config(path)
+    for base, of in _bases(path, content):
+        yield from _layers(base, of, swaps, above)
+    if LIKE in content:
+        _check_recipe(path, content)
+        yield from _layers(_line(path)[1], part, {}, above)
+    own = {key: value for key, value in content.items() if key not in (BASE, LIKE, PARTS, JOBS)}
+    yield Layer(path, own)
+    if part is not None:
+        if part not in _parts(path):
+            raise UsageError(
+                f"{path} has no part '{part}', wanted one of {', '.join(_parts(path)) or 'none'}."
+            )
+        yield Layer(path, content.get(PARTS, {}).get(part, {}))
+    for recipe, changes in _of_swapped(path, swaps):
+        yield Layer(recipe, changes)
+
+
+def _of_swapped(path: Path, swaps: Mapping[Path, Path]) -> Iterator[tuple[Path, dict]]:
+    """What recipes in the places of others say of a job of those: the most general one first."""
+    for old in reversed(swaps):
+        if path.parent.resolve() == old.parent and path.stem.startswith(f"{old.stem}_"):
+            job = path.stem.removeprefix(f"{old.stem}_")
+            recipe: Path | None = swaps[old]
+            while recipe is not None:
+                yield recipe, read_config(recipe).get(JOBS, {}).get(job, {})
+                recipe = swaps.get(recipe.resolve())
+
+
+def _bases(path: Path, content: dict) -> Iterator[tuple[Path, str | None]]:
+    bases = content.get(BASE, [])
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise UsageError(f"{path}: '{BASE}' wants a list of files, found {bases!r}.")
+    for base in bases:
+        name, _, part = base.partition("#")
+        file = path.parent / name
+        if not file.is_file():
+            raise UsageError(f"{path}: its base {file} does not exist.")
+        yield file, part or None
+
+
+def _line(recipe: Path) -> list[Path]:
+    """A recipe, the one that it is made from, and so on."""
+    line = [recipe]
+    while like := read_config(line[-1]).get(LIKE):
+        file = line[-1].parent / str(like)
+        if not file.is_file():
+            raise UsageError(f"{line[-1]}: there is no recipe {file} ('{LIKE}').")
+        if file.resolve() in [each.resolve() for each in line]:
+            raise UsageError(f"{file}: builds on itself; take it out of '{LIKE}'.")
+        line.append(file)
+    return line
+
+
+def _made_from(path: Path) -> tuple[Path, str] | None:
+    """The recipe and the job of a config without a file."""
+    names = path.stem.split("_")
+    for count in range(len(names) - 1, 0, -1):
+        recipe = path.with_name("_".join(names[:count]) + path.suffix)
+        if recipe.is_file() and LIKE in read_config(recipe):
+            return recipe, "_".join(names[count:])
+    return None
+
+
+def _job_file(recipe: Path, job: str) -> Path:
+    return recipe.with_name(f"{recipe.stem}_{job}{recipe.suffix}")
+
+
+def _jobs(recipe: Path) -> list[str]:
+    """The jobs of a recipe that is made from no other."""
+    files = recipe.parent.glob(f"{recipe.stem}_*{recipe.suffix}")
+    return sorted(file.stem.removeprefix(f"{recipe.stem}_") for file in files)
+
+
+def _parts(recipe: Path) -> list[str]:
+    """The names of a recipe's parts, with those of the recipes that it is made from."""
+    names = [name for each in reversed(_line(recipe)) for name in read_config(each).get(PARTS, {})]
+    return list(dict.fromkeys(names))
+
+
+def _check_recipe(path: Path, content: dict) -> None:
+    """
+    Raises:
+        UsageError: it changes a part or a job that the recipe it is made from does not have.
+    """
+    line = _line(path)
+    for kind, there in ((PARTS, _parts(line[1])), (JOBS, _jobs(line[-1]))):
+        for name in content.get(kind, {}):
+            if name not in there:
+                what = f"no {kind.removesuffix('s')} '{name}', wanted one of {', '.join(there)}"
+                raise UsageError(f"{path}: {line[1]} has {what}.")
+
+
+def _unique(found: Iterator[Layer]) -> list[Layer]:
+    kept: list[Layer] = []
+    for layer in found:
+        if layer not in kept:
+            kept.append(layer)
+    return kept
