@@ -61,7 +61,7 @@ def suite(images: Tensor, dtype: torch.dtype, *, compiled: bool = False) -> tupl
     def step() -> None:
         with _autocast(images, dtype):
             out = network(images)
-            loss, _ = module.loss(images, out)
+            loss = module.losses(images, out)["loss"]
         adam.zero_grad()
         loss.backward()
         adam.step()

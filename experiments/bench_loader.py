@@ -23,7 +23,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from timing import describe_machine, print_table
-from vqvae2.cli.main import SuiteCLI
+from vqvae2.cli.suite import SuiteCLI
 from vqvae2.runs.throughput import Throughput, batch_size
 
 CONFIGS = Path(__file__).parents[1] / "configs"

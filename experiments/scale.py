@@ -229,8 +229,8 @@ def activations(
 def loss(owner: NetworkModule, network: nn.Module, batch: object) -> Tensor:
     """As in the module's training step."""
     if isinstance(batch, ImageBatch):
-        return owner.loss(batch.images, network(batch.images))[0]
-    return owner.nll(network, batch).mean()
+        return owner.losses(batch.images, network(batch.images))["loss"]
+    return network.loss(*owner.inputs(batch))
 
 
 def build(name: str) -> tuple[NetworkModule, nn.Module]:

@@ -17,7 +17,7 @@ import yaml
 
 from tests.checkpoints import PRIOR
 from tests.training.training_run import NETWORK
-from vqvae2.cli.main import main as cli
+from vqvae2.cli import suite as cli
 
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
 STEPS = {

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests import toy_families
 from tests.fit_runs import QUIET, STEPS
-from vqvae2.cli.main import main as cli
+from vqvae2.cli.suite import main as cli
 from vqvae2.nn.contracts import network_class
 from vqvae2.sampling.draw import level_sampler
 from vqvae2.storage.checkpoint import load_network, save_network

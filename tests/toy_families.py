@@ -100,7 +100,7 @@ class HistogramModule(PriorModule):
 
 
 @level_sampler.register
-def histogram_sampler(prior: Histogram, how: Draw, *, compiled: bool = False) -> Any:
+def histogram_sampler(prior: Histogram, how: Draw, **_: bool) -> Any:
     def sampler(conditions: Any, labels: Tensor, noise: Noise, kept: Tensor) -> Sampled:
         uniforms = noise.uniforms(kept[0].numel()).to(kept.device)
         logits = prior(labels).double()

@@ -12,10 +12,10 @@ import torch
 import yaml
 
 from tests.checkpoints import save_autoencoder
+from vqvae2.cli import suite as cli
 from vqvae2.cli.composition import UsageError, config_files, merge
-from vqvae2.cli.main import main as cli
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 JOB = {
     "trainer": {

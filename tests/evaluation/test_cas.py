@@ -15,7 +15,7 @@ from webdataset import TarWriter
 from tests.checkpoints import save_autoencoder
 from tests.ranks import run_ranks
 from tests.training.training_run import trainer
-from vqvae2.cli.main import main as cli
+from vqvae2.cli import suite as cli
 from vqvae2.data.images import ImageDataModule, held_out
 from vqvae2.data.sources import open_source
 from vqvae2.metrics.accuracy import Tally

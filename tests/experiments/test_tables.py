@@ -121,7 +121,7 @@ def test_figure_7_draws_at_each_temperature_and_judges_once(experiment, jobs, in
 
 def test_the_command_line_takes_those_commands(experiment, in_clone):
     """Of three levels: parsed by the suite's own parser, up to loading what does not exist here."""
-    from vqvae2.cli.main import SuiteCLI
+    from vqvae2.cli.suite import SuiteCLI
 
     given = {"sample_options": "", "eval_options": "", "fractions": [1.0, 0.1]}
     options = argparse.Namespace(config="ffhq", temperatures=["0.8", "1,1,0.9"], **given)

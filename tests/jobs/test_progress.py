@@ -11,7 +11,7 @@ from tests.killed import survives_rename
 from tests.ranks import run_ranks
 from tests.sample_job import run, sample
 from vqvae2 import distributed
-from vqvae2.cli.main import main as cli
+from vqvae2.cli import suite as cli
 from vqvae2.jobs import progress
 from vqvae2.jobs.progress import ImageProgress
 from vqvae2.jobs.requests import SampleRequests

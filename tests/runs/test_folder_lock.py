@@ -14,7 +14,7 @@ import yaml
 
 from tests import fit_runs
 from tests.fake_jobs import FakeModule
-from vqvae2.cli.main import main as cli
+from vqvae2.cli import suite as cli
 from vqvae2.runs.folder_lock import locked
 
 FORKS = multiprocessing.get_context("fork")

@@ -17,10 +17,10 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from tests.training.training_run import NETWORK, write_images
 from tests.sample_job import files
-from vqvae2.cli.main import main as cli
+from vqvae2.cli import suite as cli
 from vqvae2.data.images import ImageDataModule
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STEPS, BATCH = 6, 4
 JOB = {
     "base": [str(ROOT / "configs/parts/fit.yaml")],

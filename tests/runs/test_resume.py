@@ -15,7 +15,7 @@ from tests import fit_runs
 from tests.fit_runs import final_state, first_difference, kill_at, run, said, write_config
 from tests.training.test_training import latents
 from tests.training.training_run import write_images
-from vqvae2.cli.main import main as cli
+from vqvae2.cli import suite as cli
 from vqvae2.runs import checkpoint_files
 from vqvae2.runs.loggers import MetricsFile
 

@@ -113,8 +113,8 @@ def test_without_a_rate_the_codebooks_alone_learn(images):
 def test_a_beta_of_zero_leaves_the_error_alone():
     given = torch.randn(2, 3, 4, 4)
     out = Reconstruction(given + 0.5, (), (torch.tensor(2.0), torch.tensor(3.0)), ())
-    loss, mse = autoencoder_module(beta=0.0).loss(given, out)
-    assert loss.item() == mse.item() == pytest.approx(0.25)
+    losses = autoencoder_module(beta=0.0).losses(given, out)
+    assert losses["loss"].item() == losses["mse"].item() == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(

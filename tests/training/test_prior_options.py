@@ -43,7 +43,7 @@ def test_a_run_may_go_on_with_checkpointed_layers_or_without():
     for made in (plain, checkpointed):
         torch.nn.init.normal_(made.network.to_logits.weight, generator=torch.Generator().manual_seed(1))
         torch.manual_seed(2)
-        made.nll(made.network, batch).mean().backward()
+        made.network.loss(*made.inputs(batch)).backward()
     for (name, weights), others in zip(
         plain.network.named_parameters(), checkpointed.network.parameters(), strict=True
     ):

@@ -205,9 +205,9 @@ def test_the_loss_weighs_its_terms():
     module = autoencoder_module(beta=0.7, recon_variance=0.3)
     images = torch.randn(2, 3, 4, 4)
     out = Reconstruction(images + 0.5, (), (torch.tensor(2.0), torch.tensor(3.0)), ())
-    loss, mse = module.loss(images, out)
-    assert mse.item() == pytest.approx(0.25)
-    assert loss.item() == pytest.approx(0.25 / 0.3 + 0.7 * 5)
+    losses = module.losses(images, out)
+    assert losses["mse"].item() == pytest.approx(0.25)
+    assert losses["loss"].item() == pytest.approx(0.25 / 0.3 + 0.7 * 5)
 
 
 def test_mixed_precision_leaves_codebooks_and_loss_in_float32(images):

@@ -1,5 +1,5 @@
 """The commands `lightning` and `vqvae2`."""
 
-from vqvae2.cli.main import main
+from vqvae2.cli.suite import main
 
 __all__ = ["main"]

@@ -1,3 +1,3 @@
-from vqvae2.cli.main import main
+from vqvae2.cli.suite import main
 
 main()

@@ -60,6 +60,10 @@ class ChunkWriter(L.Callback, ABC):
         self._started_s = 0.0
         self._summary = ""
 
+    def folder_of(self, trainer: L.Trainer) -> Path:
+        """Where the files go."""
+        return Path(trainer.default_root_dir if self.location is None else self.location)
+
     @abstractmethod
     def identity(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
         """What decides each file's content, but for rounding (plain types)."""
@@ -100,7 +104,7 @@ class ChunkWriter(L.Callback, ABC):
         Raises:
             ValueError: the folder cannot be written, has no room for what is asked for, or is another job's.
         """
-        self.folder = Path(trainer.default_root_dir if self.location is None else self.location)
+        self.folder = self.folder_of(trainer)
         check_writable(self.folder)
         if not isinstance(trainer.limit_predict_batches, float) or trainer.limit_predict_batches < 1:
             raise ValueError(

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from webdataset import TarWriter
 
 MANIFEST = "manifest.json"  # the table of contents of a folder of shards, written last
 
@@ -40,6 +39,8 @@ def write_tar(folder: Path, file: str, records: Iterable[dict[str, Any]], *, num
         records: each a `__key__` and the bytes of its members by extension.
         num_samples: what the records hold, for the manifest.
     """
+    from webdataset import TarWriter  # a second of start that no other verb than predict needs
+
     path = folder / file
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vqvae2.nn.checks import require
-from vqvae2.nn.hierarchical import HierarchicalVQVAE, Reconstruction
+from vqvae2.nn.hierarchical import LEVEL_NAMES, HierarchicalVQVAE, Reconstruction
 from vqvae2.nn.quantizer import update_codebooks
 from vqvae2.training.schedules import Schedule
 from vqvae2.training.tokenizer import Losses, TokenizerModule
@@ -57,7 +57,8 @@ class AutoencoderModule(TokenizerModule):
         """Equation 2."""
         mse = F.mse_loss(out.images.float(), images.float())
         loss = mse / self.recon_variance + self.beta * sum(out.commitments)
-        return {"loss": loss, "mse": mse, **self.by_level("commitment", out.commitments)}
+        levels = zip(LEVEL_NAMES[len(out.commitments)], out.commitments, strict=True)
+        return {"loss": loss, "mse": mse, **{f"commitment_{name}": value for name, value in levels}}
 
     def keep_statistics(self, out: Reconstruction) -> None:
         if not self._pending:

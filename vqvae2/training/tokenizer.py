@@ -116,12 +116,8 @@ class TokenizerModule(NetworkModule):
 
     def _log_codebooks(self, stage: str, counts: Sequence[Tensor]) -> None:
         for name, figure in (("perplexity", perplexity), ("usage", usage)):
-            self.log_dict(self.by_level(f"{stage}/{name}", [figure(level) for level in counts]))
-
-    def by_level(self, name: str, values: Sequence[Tensor]) -> dict[str, Tensor]:
-        """One entry a level, such as `commitment_top`."""
-        levels = zip(self.network.level_names, values, strict=True)
-        return {f"{name}_{level}": value for level, value in levels}
+            levels = zip(self.network.level_names, counts, strict=True)
+            self.log_dict({f"{stage}/{name}_{level}": figure(used) for level, used in levels})
 
 
 def load_tokenizer(path: str, data: ImageDataModule) -> Tokenizer:

@@ -363,7 +363,7 @@ class SuiteCLI(LightningCLI):
         for writer in self.trainer.callbacks:
             if isinstance(writer, ChunkWriter):
                 another = "Wait for it or stop it, or give the writer another folder."
-                self.held.enter_context(locked(writer.folder, "predict", another))
+                self.held.enter_context(locked(writer.folder_of(self.trainer), "predict", another))
         self.trainer.predict(return_predictions=False, **kwargs)
 
 
