@@ -1,5 +1,6 @@
 """Runs that are told to stop: by signals, by the clock; on one rank or two, under SLURM or not."""
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -11,10 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from tests import fit_runs
+from tests.checkpoints import save_autoencoder
+from tests.fake_jobs import FakeModule
 from tests.fit_runs import final_state, first_difference, run, said, start, wait, write_config
 from tests.training.test_training import latents
+from tests.training.training_run import write_images
+from tests.sample_job import files
 from vqvae2.runs.preemption import (
     INTERRUPTED,
     RESUMABLE,
@@ -24,6 +30,7 @@ from vqvae2.runs.preemption import (
     restarted,
     slurm_job,
 )
+from vqvae2.jobs.encode import EncodeModule
 from vqvae2.training.prior import PriorModule
 
 __all__ = ["latents"]  # a fixture
@@ -203,6 +210,77 @@ def test_a_job_that_completes_itself_ends_at_once_and_is_queued_again(tmp_path, 
         os.kill(os.getpid(), signal.SIGUSR1)
     assert stop.value.status == RESUMABLE
     assert asked.read_text() == "requeue 21\n"
+
+
+def hangs_at(owner: type, step: str, call: int, signum: int) -> Callable[[int], None]:
+    """Rank 0 signals its whole process group in a call of a method, and then would be busy for a minute."""
+
+    def before(own_rank: int) -> None:
+        function, calls = getattr(owner, step), 0
+
+        @functools.wraps(function)  # Lightning looks at its arguments
+        def counted(*args: object, **kwargs: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == call and own_rank == 0:
+                subprocess.run(["kill", f"-{int(signum)}", "--", f"-{os.getpgid(0)}"], check=False)
+                time.sleep(60)
+            return function(*args, **kwargs)
+
+        setattr(owner, step, counted)
+
+    return before
+
+
+@pytest.mark.parametrize(("signum", "ranks"), [(signal.SIGTERM, 1), (signal.SIGTERM, 2), (signal.SIGINT, 1)])
+def test_a_signal_ends_a_job_that_writes_files_at_once_and_leaves_whole_ones(tmp_path, signum, ranks):
+    checkpoint, _ = save_autoencoder(tmp_path / "autoencoder.ckpt", channels=3)
+    images = write_images(tmp_path)
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+        model = {
+            "class_path": "vqvae2.modules.encode.EncodeModule",
+            "init_args": {"checkpoint": checkpoint},
+        }
+        writer = {"class_path": "vqvae2.callbacks.latents.LatentWriter", "init_args": {"folder": "run"}}
+        content = {
+            "trainer": {**fit_runs.QUIET, "accelerator": "cpu", "devices": 1, "default_root_dir": "run"},
+            "model": model,
+            "data": fit_runs.image_data(images, chunk_size=4, num_workers=1),
+        }
+        content["trainer"]["callbacks"] = [writer]
+        (tmp_path / name / "job.yaml").write_text(yaml.safe_dump(content))
+    assert run(tmp_path / "whole", verb="predict") == [0], said(tmp_path / "whole")
+
+    folder = tmp_path / "stopped"
+    ctrl_c = signum == signal.SIGINT
+    before = hangs_at(EncodeModule, "predict_step", 3, signum)
+    status = INTERRUPTED if ctrl_c else RESUMABLE
+    assert run(folder, verb="predict", ranks=ranks, before=before) == [status] * ranks, said(folder)
+    name = "Ctrl-C" if ctrl_c else "SIGTERM"
+    message = f"stopped by {name}; what is written stays. The same command goes on from there."
+    assert said(folder).endswith(message)
+    assert "Traceback" not in said(folder)
+    assert not list(folder.rglob("*.part")) + list(folder.rglob("*.lock"))
+    assert list(folder.rglob("*.tar"))
+    assert not (folder / "run/manifest.json").exists()
+    assert run(folder, verb="predict") == [0], said(folder)
+    written, wanted = (files(each / "run") for each in (folder, tmp_path / "whole"))
+    assert written == wanted
+
+
+def test_a_signal_ends_a_test_at_once(tmp_path):
+    content = {
+        "trainer": {**fit_runs.QUIET, **fit_runs.STEPS, "default_root_dir": "run"},
+        "model": {"class_path": "tests.fake_jobs.FakeModule", "init_args": {"hidden": 1}},
+        "data": {"class_path": "tests.fake_jobs.FakeData"},
+    }
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(content))
+    assert run(tmp_path, "--trainer.max_steps", "1") == [0], said(tmp_path)
+    for signum, status in ((signal.SIGTERM, RESUMABLE), (signal.SIGINT, INTERRUPTED)):
+        before = hangs_at(FakeModule, "test_step", 2, signum)
+        assert run(tmp_path, verb="test", before=before) == [status], said(tmp_path)
+        assert said(tmp_path).endswith("what is written stays. The same command goes on from there.")
 
 
 def test_jobs_of_an_array_are_named_by_their_task_and_failures_are_said(tmp_path, monkeypatch):
