@@ -269,6 +269,33 @@ def test_a_signal_ends_a_job_that_writes_files_at_once_and_leaves_whole_ones(tmp
     assert written == wanted
 
 
+def test_a_rank_that_alone_is_signalled_waits_for_no_other(tmp_path):
+    """Lightning's own handler would have all ranks take part in a broadcast, within the handler."""
+    content = {
+        "trainer": {**fit_runs.QUIET, "accelerator": "cpu", "default_root_dir": "run"},
+        "model": {"class_path": "tests.fake_jobs.FakeModule", "init_args": {"hidden": 1}},
+        "data": {"class_path": "tests.fake_jobs.FakeData"},
+    }
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(content))
+
+    def before(rank: int) -> None:
+        def predict_step(self: FakeModule, batch: torch.Tensor) -> torch.Tensor:
+            if rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            while rank == 0 and not (tmp_path / "ended").exists():
+                time.sleep(0.01)
+            return batch
+
+        FakeModule.predict_step = predict_step
+
+    first, second = start(tmp_path, verb="predict", ranks=2, before=before)
+    second.join(30)
+    code = second.exitcode
+    (tmp_path / "ended").touch()
+    wait([first, second], timeout_s=20)
+    assert code == RESUMABLE, said(tmp_path)
+
+
 def test_a_signal_ends_a_test_at_once(tmp_path):
     content = {
         "trainer": {**fit_runs.QUIET, **fit_runs.STEPS, "default_root_dir": "run"},
