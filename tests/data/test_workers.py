@@ -1,7 +1,9 @@
 """Loader workers: signals that are not for them, parents that are gone, shared memory that is too small."""
 
+import contextlib
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
 import resource
 import shutil
@@ -208,3 +210,19 @@ def test_a_batch_that_cannot_be_handed_over_is_not_waited_for(capfd):
     said = in_a_process(lambda: len(list(batch_loader(Unsendable(), batches, 1))))
     assert "DataLoader worker" in said or "loader worker died" in said
     assert "A loader worker cannot hand over its batch" in capfd.readouterr().err
+
+
+def test_a_parent_that_is_stopped_while_it_fetches_a_batch_is_no_news(images, capfd):
+    def job():
+        def stop(*_: object) -> None:
+            raise InterruptedError
+
+        batches = iter(train_loader(images, workers=1))
+        next(batches)
+        multiprocessing.connection.answer_challenge = stop  # in the middle of the two's greeting
+        with contextlib.suppress(InterruptedError):
+            next(batches)
+        time.sleep(0.3)
+
+    in_a_process(job)
+    assert "Traceback" not in capfd.readouterr().err

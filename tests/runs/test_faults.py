@@ -158,6 +158,34 @@ def test_nan_in_a_batch_ends_the_command_with_one_line_and_the_checkpoint_goes_o
     assert saved(last) == 12
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_a_readable_image_ends_the_command_and_is_named_with_its_first_files(
+    job, tmp_path, split
+):
+    """Found before the first step: by the first batch, or by Lightning's validation of two batches."""
+    config = job(num_workers=1)
+    paths = sorted((tmp_path / split).iterdir())
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:40])
+    [(status, output)], _ = fit(config)
+    assert status == 1
+    [line] = [line for line in output.splitlines() if line.startswith("error:")]
+    first = ", ".join(path.name for path in paths[:3])
+    assert f"none of the {len(paths)} {split} images of {tmp_path / split} can be read: {first}, …" in line
+    assert "Traceback" not in output
+    assert list((tmp_path / "run").glob("*.ckpt")) == []
+
+
+def test_unreadable_images_in_the_first_validation_alone_are_no_error(job, tmp_path):
+    """The first validation looks at two batches; the other images can be read."""
+    config = job({"num_sanity_val_steps": 1})
+    for path in sorted((tmp_path / "val").iterdir())[:4]:
+        path.write_bytes(b"")
+    [(status, output)], _ = fit(config)
+    assert status == 0, output
+    assert saved(tmp_path / "run/best.ckpt") > 0
+
+
 def test_an_exploding_learning_rate_ends_the_command_and_leaves_no_bad_checkpoint(job, tmp_path):
     ended, _ = fit(job(schedule=1e4))
     [(status, output)] = ended

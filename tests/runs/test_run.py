@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from tests.fake_jobs import FakeData, FakeModule
+from vqvae2.runs.checkpoint_files import NotSaved, name_also, put_in_place
 from vqvae2.runs.loggers import MetricsFile, WandbLogger, WandbSettings
 from vqvae2.runs.log_pictures import log_picture
 from vqvae2.runs.run_folder import RunCheckpoint
@@ -79,6 +80,69 @@ def test_nan_is_never_best_and_hides_no_later_best(tmp_path):
     options = {"max_epochs": 4, "num_sanity_val_steps": 0, "callbacks": [Spy(monitor="score")]}
     trainer(tmp_path, **options).fit(Scripted(hidden=1), FakeData(size=4))
     assert saved == [("last", 1), ("best", "last", 2), ("last", 3), ("best", "last", 4)]
+
+
+def test_best_and_last_are_written_once_and_the_best_stays_when_last_goes_on(tmp_path):
+    class Scripted(FakeModule):
+        values = iter([1.0, 3.0, 2.0])
+
+        def on_validation_epoch_end(self):
+            self.log("score", next(self.values))
+
+    checkpoint, names = RunCheckpoint(monitor="score"), ["best.ckpt", "last.ckpt"]
+
+    class Watch(L.Callback):
+        seen: ClassVar[list] = []
+
+        def on_train_epoch_start(self, trainer, module):
+            best, last = (tmp_path / name for name in names)
+            if best.exists():
+                self.seen.append(best.samefile(last))
+
+    options = {"max_epochs": 3, "num_sanity_val_steps": 0, "callbacks": [checkpoint, Watch()]}
+    trainer(tmp_path, **options).fit(Scripted(hidden=1), FakeData(size=4))
+    assert Watch.seen == [True, False]
+    steps = [torch.load(tmp_path / name, weights_only=True)["global_step"] for name in names]
+    assert steps == [1, 3]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_a_best_that_could_not_be_written_does_not_keep_out_the_next(tmp_path, monkeypatch):
+    class Scripted(FakeModule):
+        values = iter([1.0, 2.0])
+
+        def on_validation_epoch_end(self):
+            self.log("score", next(self.values))
+
+    save, calls = L.Trainer.save_checkpoint, []
+
+    def fails_once(self, path, *args, **options):
+        calls.append(path)
+        if len(calls) == 1:
+            raise NotSaved("no room")
+        save(self, path, *args, **options)
+
+    monkeypatch.setattr(L.Trainer, "save_checkpoint", fails_once)
+    options = {"max_epochs": 2, "num_sanity_val_steps": 0, "callbacks": [RunCheckpoint(monitor="score")]}
+    with pytest.warns(UserWarning, match="no room. Training goes on"):
+        trainer(tmp_path, **options).fit(Scripted(hidden=1), FakeData(size=4))
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_a_folder_of_shards_is_named_twice_and_one_name_outlives_the_other(tmp_path):
+    part, best, last = (tmp_path / name for name in ("last.ckpt.part", "best.ckpt", "last.ckpt"))
+    for step in (1, 2):
+        part.mkdir()
+        (part / "shard").write_bytes(bytes([step]))
+        if step == 1:
+            best.mkdir()
+            (best / "old").touch()
+            name_also(part, best)
+            assert (best / "shard").samefile(part / "shard")
+        put_in_place(part, last)
+    assert [(path / "shard").read_bytes() for path in (best, last)] == [b"\1", b"\2"]
+    assert [path.name for path in best.iterdir()] == ["shard"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
 def test_without_validation_every_epoch_is_kept_as_last(tmp_path):

@@ -48,6 +48,7 @@ def born_deaf() -> Iterator[None]:
 def begin(_: int) -> None:
     """Called in each worker at first: it ends when its parent ends it, or is gone, and by no other signal."""
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_without_batch)
+    sys.excepthook = _say_unless_disconnected
     if not _SIGNALS:
         os.setpgid(0, 0)
         return
@@ -91,6 +92,12 @@ def _end_without_batch(error: Exception, _: Any) -> NoReturn:
     """The batch is lost, and who waits for it would wait for ever; but a dead worker is noticed."""
     print(f"A loader worker cannot hand over its batch: {error}", file=sys.stderr, flush=True)
     os._exit(1)
+
+
+def _say_unless_disconnected(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """The thread that gives shared memory away complains when its parent is stopped while fetching some."""
+    if not issubclass(kind, ConnectionError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _size(num_bytes: int) -> str:
