@@ -13,9 +13,13 @@ import pytest
 import yaml
 
 from tests import fit_runs
+from tests.checkpoints import save_autoencoder
 from tests.fake_jobs import FakeModule
+from tests.training.training_run import write_images
+from tests.sample_job import files
 from vqvae2.cli import suite as cli
 from vqvae2.runs.folder_lock import locked
+from vqvae2.jobs.encode import EncodeModule
 
 FORKS = multiprocessing.get_context("fork")
 
@@ -107,7 +111,7 @@ def test_where_there_are_no_locks_a_warning_says_so(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_fits_and_predictions_under_a_running_one_are_refused_and_harm_nothing(tmp_path, capsys, monkeypatch):
+def test_fits_under_a_running_one_are_refused_and_harm_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "job.yaml").write_text(
         yaml.safe_dump(
@@ -148,3 +152,46 @@ def test_fits_and_predictions_under_a_running_one_are_refused_and_harm_nothing(t
     assert fit_runs.wait([first]) == [0], fit_runs.said(tmp_path)
     steps = [row["step"] for row in fit_runs.final_state(tmp_path)["metrics"] if row["train/loss"]]
     assert steps == [str(step) for step in range(13)]
+
+
+def test_a_second_job_into_one_output_folder_is_refused(tmp_path, capsys, monkeypatch):
+    """Whatever its own run folder is; another output folder is free."""
+    monkeypatch.chdir(tmp_path)
+    checkpoint, _ = save_autoencoder(tmp_path / "autoencoder.ckpt", channels=3)
+    content = {
+        "trainer": {**fit_runs.QUIET, "accelerator": "cpu", "default_root_dir": "one"},
+        "model": {
+            "class_path": "vqvae2.modules.encode.EncodeModule",
+            "init_args": {"checkpoint": checkpoint},
+        },
+        "data": fit_runs.image_data(write_images(tmp_path), num_workers=0),
+    }
+    writer = {"class_path": "vqvae2.callbacks.latents.LatentWriter", "init_args": {"folder": "latents"}}
+    content["trainer"]["callbacks"] = [writer]
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(content))
+
+    def waits(rank):
+        step = EncodeModule.predict_step
+
+        def predict_step(self, *args):
+            (tmp_path / "halfway").touch()
+            while not (tmp_path / "go").exists():
+                time.sleep(0.01)
+            return step(self, *args)
+
+        EncodeModule.predict_step = predict_step
+
+    [first] = fit_runs.start(tmp_path, verb="predict", before=waits)
+    while not (tmp_path / "halfway").exists():
+        time.sleep(0.01)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["predict", "-c", "job.yaml", "--trainer.default_root_dir", "two"])
+    assert end.value.code == 1
+    assert (
+        f"error: latents is in use: process {first.pid} on {socket.gethostname()}" in capsys.readouterr().err
+    )
+    elsewhere = ["--trainer.callbacks", "vqvae2.callbacks.latents.LatentWriter"]
+    cli.main(["predict", "-c", "job.yaml", *elsewhere, "--trainer.callbacks.folder", "others"])
+    (tmp_path / "go").touch()
+    assert fit_runs.wait([first]) == [0], fit_runs.said(tmp_path)
+    assert files(tmp_path / "latents") == files(tmp_path / "others")
