@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "vqvae2"
-FREE = ["distributed", "pixels"]  # small enough that every room may know them
+FREE = ["distributed", "pixels", "surroundings"]  # small enough that every room may know them
 FLOORS = "nn sampling metrics pictures storage data training runs jobs evaluation cli"
 ROOMS = [*FREE, *FLOORS.split()]
 PLAIN = {

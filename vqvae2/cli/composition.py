@@ -3,18 +3,20 @@
     base: [parts/fit.yaml, parts/demo_images.yaml]   # relative to the file that says so
 
 What a config says itself goes over what its bases say, and a later base over an earlier one. Mappings merge
-deeply, `callbacks+:` appends to a list instead of replacing it, and another `class_path` replaces the class
-with all its arguments.
+deeply, `callbacks+:` appends to a list where `callbacks:` replaces it, and another `class_path` replaces the
+class with all its arguments. What the command line says itself goes over all configs.
 """
 
+import codecs
 import difflib
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from vqvae2.cli.classes import with_class_paths
+from vqvae2.surroundings import at_home
 
 BASE = "base"
 _FLAGS = ("-c", "--config")
@@ -24,14 +26,22 @@ class UsageError(ValueError):
     """The command line or a config asks for something that does not exist."""
 
 
+def configs_first(args: list[str]) -> list[str]:
+    """A command line with its configs before its options, which go over them wherever they stand.
+
+    The order of the configs stays, and so does that of the options.
+    """
+    configs, options = _split(args)
+    return [*options[:1], *(part for config in configs for part in ("-c", config)), *options[1:]]
+
+
 def config_files(args: list[str]) -> list[Path]:
     """All configs that a command line names, each after its bases.
 
     Raises:
         UsageError: a config or one of its bases does not exist, is not a YAML mapping, or builds on itself.
     """
-    named = [value for flag, value in pairwise(_split_equals(args)) if flag in _FLAGS]
-    return [path for value in named for path in _with_bases(Path(value))]
+    return [path for config in _split(args)[0] for path in _with_bases(Path(config))]
 
 
 def compose(path: Path) -> dict:
@@ -42,7 +52,10 @@ def compose(path: Path) -> dict:
     """
     composed: dict = {}
     for file in _with_bases(path):
-        composed = merge(composed, read_config(file))
+        config = read_config(file)
+        if twice := [key for key, names in _dotted(composed).items() if _sets(config, names)]:
+            raise UsageError(f"{file}: sets '{twice[0]}', which a base sets with dots. Nest it there.")
+        composed = merge(composed, config)
     return with_class_paths({key: value for key, value in composed.items() if key != BASE})
 
 
@@ -50,36 +63,133 @@ def merge(under: dict, over: dict) -> dict:
     """`over` laid on `under`, neither changed; see the top of this file."""
     classes = [mapping.get("class_path") for mapping in (under, over)]
     if all(classes) and classes[0] != classes[1]:
-        return over
+        under = {}
     merged = dict(under)
-    for key, value in over.items():
-        plain = key.removesuffix("+")
-        if key != plain and isinstance(listed := merged.get(plain, merged.get(key)), list):
-            merged[plain if plain in merged else key] = listed + value
-        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = merge(merged[key], value)
-        else:
-            merged[key] = value
+    for key in sorted(over, key=_has_plus):  # of `callbacks` and `callbacks+` in one mapping, that begins
+        value, plain = over[key], key.removesuffix("+") if _has_plus(key) else key
+        name = plain if plain in merged else key
+        if _has_plus(key) and (_lists(value) or isinstance(merged.get(name), list)):
+            merged[name] = _listed(merged.get(name)) + _listed(value)
+            continue
+        if _lists(merged.get(f"{key}+")):
+            del merged[f"{key}+"]
+        if isinstance(value, dict):
+            there = merged.get(key)
+            value = merge(there if isinstance(there, dict) else {}, value)
+        merged[key] = value
     return merged
+
+
+def _has_plus(key: object) -> bool:
+    return isinstance(key, str) and key.endswith("+")
+
+
+def _lists(value: Any) -> bool:
+    """Whether it can be what `key+` appends; of others, such as a path, the + belongs to a name."""
+    return isinstance(value, list) or (isinstance(value, dict) and "class_path" in value)
+
+
+def _listed(value: Any) -> list:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
 
 
 def read_config(path: Path) -> dict:
     """The mapping in a YAML file.
 
     Raises:
-        UsageError: there is no such file, or it is not a YAML mapping.
+        UsageError: there is no such file, or it is not a YAML mapping, or gives a key twice.
     """
+    text = _text(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such config.{_did_you_mean(path)}") from None
+        check_keys(text)
+        content = yaml.safe_load(text)
+    except UsageError as error:
+        raise UsageError(f"{path}, {error}") from None
     except yaml.MarkedYAMLError as error:
-        raise UsageError(f"{path}, line {error.problem_mark.line + 1}: not YAML: {error.problem}.") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: cannot be read as a config: {str(error).splitlines()[0]}") from error
+        mend = " Indent with spaces." if "\\t" in str(error.problem) else ""
+        line = error.problem_mark.line + 1
+        raise UsageError(f"{path}, line {line}: not YAML: {error.problem}.{mend}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise UsageError(f"{path}, line {line}: not YAML: character {error.character:#x}.") from error
+    except ValueError as error:  # of a value, such as the date 2020-13-01
+        raise UsageError(f"{path}: not YAML: {error}.") from error
+    if content is None:
+        raise UsageError(f"{path}: is empty, wanted a mapping such as 'trainer: …'.")
     if not isinstance(content, dict):
         raise UsageError(f"{path}: wanted a mapping such as 'trainer: …', found {type(content).__name__}.")
+    dotted = _dotted(content)
+    for key, names in dotted.items():
+        if _sets(content, names) or list(dotted.values()).count(names) > 1:
+            raise UsageError(f"{path}: '{key}' is given twice, with dots and otherwise. Keep one.")
     return content
+
+
+def _text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+        utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return content.decode("utf-16" if utf16 else "utf-8-sig")
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such config.{_did_you_mean(path)}") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read as a config: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        line, byte = content.count(b"\n", 0, error.start) + 1, content[error.start]
+        raise UsageError(f"{path}, line {line}: not UTF-8 (byte {byte:#x}). Save it as UTF-8.") from error
+
+
+def _dotted(config: dict) -> dict[str, list[str]]:
+    """The keys such as `trainer.max_steps`, which the parser takes after all nested ones; as their names."""
+    return {
+        key: [name for name in key.split(".") if name != "init_args"]
+        for key in config
+        if isinstance(key, str) and "." in key
+    }
+
+
+def check_keys(text: str) -> None:
+    """Every mapping in a YAML has each key once; of two, readers keep the last without a word.
+
+    Keys are the same if they are written the same or mean the same: `1` and `"1"`, `yes` and `true`.
+
+    Raises:
+        UsageError: two are the same; names their lines.
+        yaml.YAMLError: it is not YAML.
+    """
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    keys = yaml.SafeLoader("")  # gives their meaning
+    seen: set[int] = set()
+
+    def check(node: yaml.Node | None, above: tuple[int, ...]) -> None:
+        if id(node) in above:
+            raise UsageError(f"line {node.start_mark.line + 1}: holds itself.")
+        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+            return
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            _check_mapping(node, keys)
+        for child in node.value:
+            for part in child if isinstance(child, tuple) else (child,):
+                check(part, (*above, id(node)))
+
+    check(root, ())
+
+
+def _check_mapping(node: yaml.MappingNode, keys: yaml.SafeLoader) -> None:
+    lines: dict[Any, int] = {}
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue  # the reader refuses it
+        line = key.start_mark.line + 1
+        is_merge = key.tag == "tag:yaml.org,2002:merge"
+        meaning = key.value if is_merge else keys.construct_object(key)
+        if (first := lines.get(meaning, lines.get(key.value))) is not None:
+            mend = "Merge several as <<: [*a, *b]." if is_merge else "Keep one."
+            raise UsageError(f"line {line}: '{key.value}' is given twice, first in line {first}. {mend}")
+        lines |= {meaning: line, key.value: line}
 
 
 def origin(key: list[str], args: list[str]) -> Path | None:
@@ -93,10 +203,21 @@ def origin(key: list[str], args: list[str]) -> Path | None:
     return next((path for path in reversed(config_files(args)) if _sets(read_config(path), key)), None)
 
 
-def _split_equals(args: list[str]) -> Iterator[str]:
-    for arg in args:
+def _split(args: list[str]) -> tuple[list[str], list[str]]:
+    """The configs that a command line names, and all else; a flag without a value stays there."""
+    configs, options = [], []
+    rest = iter([*pairwise([*args, "--"])])
+    for arg, following in rest:
         flag, equals, value = arg.partition("=")
-        yield from (flag, value) if equals and flag in _FLAGS else (arg,)
+        if flag in _FLAGS and not equals and not following.startswith("--"):
+            value = next(rest)[0]
+        elif flag not in _FLAGS and flag.startswith("-c"):
+            value = arg.removeprefix("-c")
+        elif flag not in _FLAGS or not equals:
+            options.append(arg)
+            continue
+        configs.append(at_home(value))
+    return configs, options
 
 
 def _with_bases(path: Path, chain: tuple[Path, ...] = ()) -> list[Path]:
@@ -107,7 +228,7 @@ def _with_bases(path: Path, chain: tuple[Path, ...] = ()) -> list[Path]:
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise UsageError(f"{path}: '{BASE}' wants a list of files, found {bases!r}.")
     files: dict[Path, None] = {}
-    for base in (path.parent / base for base in bases):
+    for base in (path.parent / at_home(base) for base in bases):
         if not base.is_file():
             raise UsageError(f"{path}: its base {base} does not exist.{_did_you_mean(base)}")
         files |= dict.fromkeys(_with_bases(base, (*chain, path.resolve())))

@@ -24,8 +24,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tqdm import tqdm
 
-from vqvae2.cli.composition import UsageError, compose, config_files
+from vqvae2.cli.composition import UsageError, config_files, configs_first
+from vqvae2.cli.parsing import SuiteParser, expand_homes, refuse_keys_given_twice
 from vqvae2.cli.usage import (
+    check_devices,
     check_job,
     check_verb,
     check_weights,
@@ -44,7 +46,8 @@ from vqvae2.runs.loggers import MetricsFile, WandbLogger, WandbSettings
 from vqvae2.runs.loop_state import StepNumbers
 from vqvae2.runs.preemption import INTERRUPTED, LeaveOnSignal, Stopped, StopRequest, restarted
 from vqvae2.runs.run_folder import RunCheckpoint, check_writable
-from vqvae2.storage.checkpoint import DESCRIPTION, META
+from vqvae2.storage.checkpoint import DESCRIPTION, META, unvalidated
+from vqvae2.surroundings import show_any_name
 
 
 def main(args: list[str] | None = None) -> None:
@@ -53,9 +56,11 @@ def main(args: list[str] | None = None) -> None:
     A run that was stopped from outside and can go on ends with status 75.
     Other exceptions are mistakes in the code and keep their traceback. VQVAE2_DEBUG=1 shows all of them.
     """
+    show_any_name()
     args = sys.argv[1:] if args is None else args
     try:
         check_verb(args, list(SuiteCLI.subcommands()))
+        args = configs_first(args)
         config_files(args)  # what is wrong with the files themselves is said before anything else
         _quiet_lightning()
         SuiteCLI(args)
@@ -107,14 +112,6 @@ def _end_stopped(stop: Stopped) -> NoReturn:
     sys.exit(0 if int(os.environ.get("LOCAL_RANK", 0)) and not outside else stop.status)
 
 
-class SuiteParser(LightningArgumentParser):
-    """Reads a config together with those that it builds on."""
-
-    def parse_path(self, path: str | os.PathLike, **kwargs: Any) -> Any:
-        # Sorted, because the parser wants class_path before init_args.
-        return self.parse_string(yaml.safe_dump(compose(Path(path)), sort_keys=True), **kwargs)
-
-
 class SaveConfig(SaveConfigCallback):
     """Writes the composed config to `config.yaml` in the run folder, and to W&B when it is on.
 
@@ -161,6 +158,7 @@ class SuiteCLI(LightningCLI):
 
     def __init__(self, args: ArgsType) -> None:
         self.request = StopRequest()
+        refuse_keys_given_twice()
         with ExitStack() as self.held:  # the whole job is run within: what is held ends with it
             super().__init__(
                 parser_class=SuiteParser,
@@ -202,20 +200,21 @@ class SuiteCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Keeps the checkpoint from Lightning, which would let it change settings: here, it changes none."""
         self.config = parser.parse_args(args)
+        config = self.config[self.config.subcommand]
+        expand_homes(config)
+        self.named_checkpoint, config.ckpt_path = config.ckpt_path, None
 
-    def _parse_ckpt_path(self) -> None:
-        """Resolves 'last' and 'best'. A checkpoint changes no setting of the config.
+    def _checkpoint(self, config: Any) -> str | None:
+        """The one that is named, 'last' and 'best' as their paths but for a fit, for which see `_start`.
 
         What a fit has trained is validated and tested as its last checkpoint has it, unless another is named.
         """
-        config = self.config[self.config.subcommand]
-        if self.config.subcommand == "fit":
-            return  # see `_start`
-        if config.ckpt_path is None and needs_weights(self.config.subcommand, config):
-            config.ckpt_path = "last"
-        if config.ckpt_path is not None:
-            config.ckpt_path = str(self._existing(config))
+        named = self.named_checkpoint
+        if named is None and needs_weights(self.subcommand, config):
+            named = "last"
+        return named if named is None or self.subcommand == "fit" else str(self._existing(config, named))
 
     def _start(self, config: Any) -> Path | None:
         """What a fit goes on from: the checkpoint that is named, else its own last one, if there is one."""
@@ -223,14 +222,14 @@ class SuiteCLI(LightningCLI):
         last = find_last(self._run_folder(config)) if keeps else None
         again = restarted(os.environ)
         if config.ckpt_path not in (None, "last") and not (again and last):
-            return self._existing(config)
+            return self._existing(config, config.ckpt_path)
         return last if config.resume or again or config.ckpt_path == "last" else None
 
-    def _existing(self, config: Any) -> Path:
-        named = config.ckpt_path in ("last", "best")
-        path = self._run_folder(config) / f"{config.ckpt_path}.ckpt" if named else Path(config.ckpt_path)
+    def _existing(self, config: Any, named: str) -> Path:
+        path = self._run_folder(config) / f"{named}.ckpt" if named in ("last", "best") else Path(named)
         if not path.is_file() and not (path / META).is_file():
-            raise ValueError(f"There is no checkpoint {path} (--ckpt_path). Train it first, or name another.")
+            mend = unvalidated(path) or "Train it first, or name another."
+            raise ValueError(f"There is no checkpoint {path} (--ckpt_path). {mend}")
         return path
 
     @staticmethod
@@ -239,11 +238,13 @@ class SuiteCLI(LightningCLI):
             raise UsageError(
                 "trainer.default_root_dir is missing: name the run folder, such as runs/demo/vqvae."
             )
-        return Path(config.trainer.default_root_dir).expanduser()
+        return Path(config.trainer.default_root_dir)
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         check_job(self.subcommand, config)
+        check_devices(config.trainer, os.environ)
+        config.ckpt_path = self._checkpoint(config)
         if config.trainer.use_distributed_sampler:
             raise UsageError(
                 "trainer.use_distributed_sampler must be false: the data modules deal samples to the ranks."
@@ -281,7 +282,7 @@ class SuiteCLI(LightningCLI):
             settings.trainer.callbacks = [*callbacks, self._progress_bar()]
         try:
             return super().instantiate_trainer(logger=self._loggers(settings) or False, **kwargs)
-        except TypeError as error:  # Lightning's, of an option such as devices
+        except (TypeError, ModuleNotFoundError) as error:  # Lightning's, of an option such as devices
             raise UsageError(f"'trainer': {error}") from error
 
     def _run_checkpoint(self, settings: Any) -> RunCheckpoint:
@@ -318,9 +319,7 @@ class SuiteCLI(LightningCLI):
             ValueError: this is not the run that the checkpoint is of.
         """
         settings = self.config_init[self.subcommand]
-        config = yaml.safe_load(
-            self._parser(self.subcommand).dump(self.config[self.subcommand], skip_unset=False)
-        )
+        config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))[self.subcommand]
         identity = run_identity(config, self.datamodule, self.trainer)
         settings.checkpoint.identity = identity
         if self.start is not None:

@@ -7,12 +7,14 @@ facts one by one, from the outermost key to the value at fault, so the line is m
 import dataclasses
 import difflib
 import importlib
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import get_type_hints
 
+import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningModule, Trainer
 
@@ -32,6 +34,8 @@ _STEPS = {
     "test": "test_step",
     "predict": "predict_step",
 }
+_FEW_PROCESSES = 4  # that any machine may run, to try things out
+_LAUNCHERS = {"MASTER_ADDR", "SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_RANK"}
 _UNION = "Does not validate against any of the Union subtypes"
 
 
@@ -70,6 +74,35 @@ def check_job(verb: str, config: Namespace) -> None:
     if verb not in verbs:
         raise UsageError(
             f"{model.__name__} cannot {verb}, this config is for: lightning {' or '.join(verbs)}."
+        )
+
+
+def check_devices(trainer: Namespace, environment: Mapping[str, str]) -> None:
+    """Finds what would start processes that crowd each other out, or wait for others that nobody starts.
+
+    Raises:
+        UsageError: fewer devices are here than are asked for, or nothing starts the other nodes.
+    """
+    if trainer.num_nodes > 1 and not _LAUNCHERS & set(environment):
+        raise UsageError(
+            f"'trainer.num_nodes' is {trainer.num_nodes}, but nothing starts the other nodes: this command "
+            "would wait for them. Start it on each node with torchrun or srun; see the README."
+        )
+    accelerator, num_gpus = trainer.accelerator, torch.cuda.device_count()
+    if not re.fullmatch(r"\d+", wanted := str(trainer.devices)):
+        return  # auto, or devices by their numbers, which Lightning checks
+    if accelerator in ("gpu", "cuda") or (accelerator == "auto" and num_gpus):
+        if int(wanted) > num_gpus and not torch.backends.mps.is_available():
+            mend = f"--trainer.devices {num_gpus}" if num_gpus else "--trainer.accelerator cpu"
+            raise UsageError(f"'trainer.devices' is {wanted}, but this machine has {num_gpus} GPUs: {mend}.")
+        return
+    if {"LOCAL_RANK", "SLURM_PROCID"} & set(environment):
+        return  # this process is one of them already
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if int(wanted) > max(cores, _FEW_PROCESSES) and accelerator in ("cpu", "auto"):
+        raise UsageError(
+            f"'trainer.devices' is {wanted}: so many processes, but this machine has {num_gpus} GPUs and "
+            f"{cores} cores: --trainer.devices {cores}, or fewer."
         )
 
 

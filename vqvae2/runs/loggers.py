@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import lightning.pytorch.loggers
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
@@ -107,47 +108,82 @@ class WandbLogger(lightning.pytorch.loggers.WandbLogger):
         settings: of the user.
         folder: the run folder, which also keeps the W&B run's id.
         append: goes on with that W&B run, as the job goes on with an earlier one of its own.
+
+    Raises:
+        ValueError: W&B knows no such setting, such as WANDB_MODE or the project's name.
     """
 
     def __init__(self, settings: WandbSettings, folder: str | Path, *, append: bool = False) -> None:
         mode = settings.mode or os.environ.get("WANDB_MODE") or "online"
-        if mode == "online" and not has_credentials():
+        name = settings.name or str(folder).removeprefix("runs/")
+        _mend_credentials()
+        if mode != "disabled":
+            _check_settings(settings.project)
+        if mode in ("online", "run") and (reason := why_offline()):
             rank_zero_warn(
-                "W&B has no key (WANDB_API_KEY or `wandb login`), so this run is logged offline; "
+                f"W&B {reason}, so this run is logged offline; "
                 f"send it later with: wandb sync {folder}/wandb/offline-run-*"
             )
             mode = "offline"
-        super().__init__(
-            project=settings.project,
-            name=settings.name or str(folder).removeprefix("runs/"),
-            save_dir=str(folder),
-            group=settings.group,
-            tags=settings.tags,
-            mode=mode,
-        )
-        self._wandb_init.pop("anonymous", None)  # W&B warns of this setting, which Lightning always gives
+        super().__init__(project=settings.project, name=name, save_dir=str(folder))
+        self._run: Any = None
+        self._options = {"project": settings.project, "name": name, "dir": str(folder), "mode": mode}
+        self._options |= {"group": settings.group, "tags": settings.tags, "resume": "allow"}
         self._id_file = Path(folder) / "wandb-run-id"
         if append and self._id_file.is_file():
-            self._wandb_init |= {"id": self._id_file.read_text(encoding="utf-8").strip(), "resume": "allow"}
+            self._options["id"] = self._id_file.read_text(encoding="utf-8").strip()
 
     @property
+    @rank_zero_experiment
     def experiment(self) -> Any:
+        """The W&B run, which begins when it is first asked for. Lightning's would keep no offline one."""
+        if self._run is None:
+            self._run = self._begin()
+        return self._run
+
+    def _begin(self) -> Any:
         import wandb
 
-        started = self._experiment is not None
         try:
-            run = super().experiment
+            run = wandb.init(**self._options)
         except wandb.Error as error:
             rank_zero_warn(f"W&B did not start ({error}), so this run is logged offline.")
-            self._wandb_init["mode"] = "offline"
-            run = super().experiment
-        if not started and rank_zero_only.rank == 0 and self._wandb_init["mode"] != "disabled":
+            run = wandb.init(**self._options | {"mode": "offline"})
+        run.define_metric("trainer/global_step")  # which Lightning logs beside every figure
+        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        if self._options["mode"] != "disabled":
             self._id_file.parent.mkdir(parents=True, exist_ok=True)
             self._id_file.write_text(run.id, encoding="utf-8")
         return run
 
 
-def has_credentials() -> bool:
+def _mend_credentials() -> None:
+    """W&B starts not even offline with a line break after its key, or without the file of its token."""
+    if key := os.environ.get("WANDB_API_KEY"):
+        os.environ["WANDB_API_KEY"] = key.strip()
+    token = os.environ.get("WANDB_IDENTITY_TOKEN_FILE")
+    if token and not Path(token).is_file():
+        rank_zero_warn(f"W&B's token is left out: WANDB_IDENTITY_TOKEN_FILE is {token}, which is no file.")
+        del os.environ["WANDB_IDENTITY_TOKEN_FILE"]
+
+
+def _check_settings(project: str) -> None:
     import wandb
 
-    return wandb.login(prompt=False, verify=False)
+    try:
+        wandb.Settings(project=project)
+        wandb.setup()  # reads the environment and W&B's own files
+    except (wandb.Error, ValueError) as error:
+        reason = ": ".join(line.strip() for line in str(error).splitlines()[-3:-1]) or str(error)
+        raise ValueError(f"W&B cannot be set up: {reason}. Mend it (WANDB_…), or leave W&B out.") from error
+
+
+def why_offline() -> str | None:
+    """What keeps W&B from logging online; None if it has a key, which its server may yet refuse."""
+    import wandb
+
+    try:
+        found = wandb.login(prompt=False, verify=False)
+    except wandb.Error as error:
+        return f"takes the key for none ({error})"
+    return None if found else "has no key (WANDB_API_KEY or `wandb login`)"

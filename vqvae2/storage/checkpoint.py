@@ -154,11 +154,22 @@ def _read(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         found = f"{path} is a folder" if path.is_dir() else f"There is no checkpoint {path}"
-        raise ValueError(f"{found}. Train it first: lightning fit -c CONFIG.")
+        raise ValueError(f"{found}. {unvalidated(path) or 'Train it first: lightning fit -c CONFIG.'}")
     checkpoint = _load(path)
     if not isinstance(checkpoint, dict) or DESCRIPTION not in checkpoint:
         raise ValueError(f"{path} is not a checkpoint of this suite: it does not say what network it holds.")
     return checkpoint
+
+
+def unvalidated(path: Path) -> str | None:
+    """What to do for a best checkpoint that is not there although its run has been trained."""
+    last = path.with_name("last.ckpt")
+    if path.name != "best.ckpt" or not _meta(last).is_file():
+        return None
+    return (
+        f"The run was trained, but no validation has written it yet. Name {last}, or let the run validate: "
+        "trainer.val_check_interval within its steps, checkpoint.monitor with the figure that chooses."
+    )
 
 
 def _load(path: Path) -> Any:
