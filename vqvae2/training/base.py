@@ -55,9 +55,9 @@ class NetworkModule(L.LightningModule):
         if self.network is None:
             self.network = self.build_network()
             self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
-            if self._device_mesh is not None:  # the strategy shards
-                shard(self.network, self._device_mesh, mixed=self.trainer.precision == "bf16-mixed")
-                shard(self.average, self._device_mesh, between=True)
+            if self.device_mesh is not None:  # the strategy shards
+                shard(self.network, self.device_mesh, mixed=self.trainer.precision == "bf16-mixed")
+                shard(self.average, self.device_mesh, between=True)
             if self.compiled:
                 self.network.compile()  # in place: no name in a checkpoint changes
 
@@ -66,7 +66,7 @@ class NetworkModule(L.LightningModule):
 
         A sharded network cannot do more than `forward`.
         """
-        if self._device_mesh is None:
+        if self.device_mesh is None:
             return self.average
         state = self.average.state_dict()
         whole = {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in state.items()}

@@ -40,6 +40,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def __init__(self, *, save_distributed_checkpoint: bool = False, **options: Any) -> None:
         super().__init__(save_distributed_checkpoint=save_distributed_checkpoint, **options)
+        self.saves_shards = save_distributed_checkpoint
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -58,7 +59,7 @@ class ShardedStrategy(ModelParallelStrategy):
         path = Path(self.broadcast(filepath))
         if self.is_global_zero and path.is_dir():
             shutil.rmtree(path)
-        if self._save_distributed_checkpoint:
+        if self.saves_shards:
             self._save_shards(checkpoint, path)
             return
         keep = self.is_global_zero
