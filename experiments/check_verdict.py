@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from configured import CONFIGS, instantiate
-from vqvae2.cli.composition import compose
+from vqvae2.cli.recipes import compose
 from vqvae2.data.images import ImageDataModule
 
 SEED = 0

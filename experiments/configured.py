@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vqvae2.cli.composition import compose
+from vqvae2.cli.recipes import compose
 from vqvae2.data.latents import LatentSpec, Level
 from vqvae2.training.base import NetworkModule
 

@@ -25,7 +25,7 @@ from matplotlib.axes import Axes
 
 from paper import DATA, FIGURE_7
 from verdicts import NONE, print_table, read_verdict
-from vqvae2.cli.composition import compose
+from vqvae2.cli.recipes import compose
 from vqvae2.evaluation.pictures import Point, curves, figure_key
 
 CONFIGS = Path("configs")

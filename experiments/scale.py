@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from bench_training import MadeUpData, step_flops
 from configured import CONFIGS, data_facts, module
 from timing import print_table
-from vqvae2.cli.composition import compose
+from vqvae2.cli.recipes import compose
 from vqvae2.data.images import ImageBatch
 from vqvae2.nn.pixelsnail import PixelSNAIL
 from vqvae2.training.base import NetworkModule

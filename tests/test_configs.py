@@ -19,7 +19,7 @@ import vqvae2.jobs.encode
 import vqvae2.jobs.rejection_classifier
 import vqvae2.jobs.sample
 import vqvae2.runs.previews
-from vqvae2.cli.composition import compose
+from vqvae2.cli.recipes import compose
 from vqvae2.cli.suite import SuiteCLI
 from vqvae2.data.latents import LatentSpec, Level
 from vqvae2.storage.checkpoint import Loaded

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.paper_numbers import GRIDS, NONE, OURS, PAPERS, README_COLUMN, RESULTS
-from vqvae2.cli.composition import compose
+from vqvae2.cli.recipes import compose
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "experiments"))

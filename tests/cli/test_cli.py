@@ -13,7 +13,8 @@ import yaml
 
 from tests.checkpoints import save_autoencoder
 from vqvae2.cli import suite as cli
-from vqvae2.cli.composition import UsageError, config_files, merge
+from vqvae2.cli.composition import UsageError, merge
+from vqvae2.cli.recipes import config_files
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -54,14 +54,14 @@ def test_a_job_takes_the_parts_it_names_and_the_run_of_its_recipe(folder):
         "trainer": {
             "max_epochs": -1,
             "callbacks+": [{"class_path": "one"}],
-            "default_root_dir": "$run/vqvae",
+            "default_root_dir": "runs/cats/vqvae",
             "max_steps": 10,
         },
         "data": {"init_args": {"train": "cats", "size": 32, "labels": 10, "workers": 1}},
     }
     assert compose(folder / "cats_sample.yaml") == {
         "run": "runs/cats",
-        "model": {"priors": ["$run/top/best.ckpt"]},
+        "model": {"priors": ["runs/cats/top/best.ckpt"]},
         "data": {"number": 5},
     }
 
@@ -77,7 +77,7 @@ def test_a_recipe_made_from_another_needs_no_file_of_its_own_for_a_job(folder):
 
 
 def test_what_a_job_says_goes_over_the_part_that_a_recipe_changes(folder):
-    assert compose(folder / "dogs_cas.yaml")["data"]["init_args"]["train"] == "$run/samples"
+    assert compose(folder / "dogs_cas.yaml")["data"]["init_args"]["train"] == "runs/dogs/samples"
 
 
 def test_a_change_of_a_job_reaches_the_jobs_that_build_on_it(folder):

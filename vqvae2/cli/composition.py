@@ -1,62 +1,19 @@
-"""Configs that build on other configs: a YAML names its bases in a top-level list `base:`.
+"""Reading config files, and laying one over another.
 
-    base: [parts/fit.yaml, parts/demo_images.yaml]   # relative to the file that says so
-
-What a config says itself goes over what its bases say, and a later base over an earlier one. Mappings merge
-deeply, `callbacks+:` appends to a list where `callbacks:` replaces it, and another `class_path` replaces the
-class with all its arguments. What the command line says itself goes over all configs.
+Mappings merge deeply, `callbacks+:` appends to a list where `callbacks:` replaces it, and another
+`class_path` replaces the class with all its arguments.
 """
 
 import codecs
 import difflib
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from vqvae2.cli.classes import with_class_paths
-from vqvae2.surroundings import at_home
-
-BASE = "base"
-_FLAGS = ("-c", "--config")
-
 
 class UsageError(ValueError):
     """The command line or a config asks for something that does not exist."""
-
-
-def configs_first(args: list[str]) -> list[str]:
-    """A command line with its configs before its options, which go over them wherever they stand.
-
-    The order of the configs stays, and so does that of the options.
-    """
-    configs, options = _split(args)
-    return [*options[:1], *(part for config in configs for part in ("-c", config)), *options[1:]]
-
-
-def config_files(args: list[str]) -> list[Path]:
-    """All configs that a command line names, each after its bases.
-
-    Raises:
-        UsageError: a config or one of its bases does not exist, is not a YAML mapping, or builds on itself.
-    """
-    return [path for config in _split(args)[0] for path in _with_bases(Path(config))]
-
-
-def compose(path: Path) -> dict:
-    """A config merged with all that it builds on.
-
-    Raises:
-        UsageError: as `config_files`.
-    """
-    composed: dict = {}
-    for file in _with_bases(path):
-        config = read_config(file)
-        if twice := [key for key, names in _dotted(composed).items() if _sets(config, names)]:
-            raise UsageError(f"{file}: sets '{twice[0]}', which a base sets with dots. Nest it there.")
-        composed = merge(composed, config)
-    return with_class_paths({key: value for key, value in composed.items() if key != BASE})
 
 
 def merge(under: dict, over: dict) -> dict:
@@ -120,9 +77,9 @@ def read_config(path: Path) -> dict:
         raise UsageError(f"{path}: is empty, wanted a mapping such as 'trainer: …'.")
     if not isinstance(content, dict):
         raise UsageError(f"{path}: wanted a mapping such as 'trainer: …', found {type(content).__name__}.")
-    dotted = _dotted(content)
+    dotted = dotted_keys(content)
     for key, names in dotted.items():
-        if _sets(content, names) or list(dotted.values()).count(names) > 1:
+        if sets(content, names) or list(dotted.values()).count(names) > 1:
             raise UsageError(f"{path}: '{key}' is given twice, with dots and otherwise. Keep one.")
     return content
 
@@ -133,7 +90,7 @@ def _text(path: Path) -> str:
         utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         return content.decode("utf-16" if utf16 else "utf-8-sig")
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such config.{_did_you_mean(path)}") from None
+        raise UsageError(f"{path}: no such config.{did_you_mean(path)}") from None
     except OSError as error:
         raise UsageError(f"{path}: cannot be read as a config: {error.strerror}.") from error
     except UnicodeDecodeError as error:
@@ -141,7 +98,7 @@ def _text(path: Path) -> str:
         raise UsageError(f"{path}, line {line}: not UTF-8 (byte {byte:#x}). Save it as UTF-8.") from error
 
 
-def _dotted(config: dict) -> dict[str, list[str]]:
+def dotted_keys(config: dict) -> dict[str, list[str]]:
     """The keys such as `trainer.max_steps`, which the parser takes after all nested ones; as their names."""
     return {
         key: [name for name in key.split(".") if name != "init_args"]
@@ -192,56 +149,13 @@ def _check_mapping(node: yaml.MappingNode, keys: yaml.SafeLoader) -> None:
         lines |= {meaning: line, key.value: line}
 
 
-def origin(key: list[str], args: list[str]) -> Path | None:
-    """Which config of a command line sets the dotted `key` last.
-
-    None when the command line itself sets it, or no config does.
-    """
-    options = {arg.partition("=")[0].removeprefix("--").replace("init_args.", "") for arg in args}
-    if ".".join(key) in options:
-        return None
-    return next((path for path in reversed(config_files(args)) if _sets(read_config(path), key)), None)
-
-
-def _split(args: list[str]) -> tuple[list[str], list[str]]:
-    """The configs that a command line names, and all else; a flag without a value stays there."""
-    configs, options = [], []
-    rest = iter([*pairwise([*args, "--"])])
-    for arg, following in rest:
-        flag, equals, value = arg.partition("=")
-        if flag in _FLAGS and not equals and not following.startswith("--"):
-            value = next(rest)[0]
-        elif flag not in _FLAGS and flag.startswith("-c"):
-            value = arg.removeprefix("-c")
-        elif flag not in _FLAGS or not equals:
-            options.append(arg)
-            continue
-        configs.append(at_home(value))
-    return configs, options
-
-
-def _with_bases(path: Path, chain: tuple[Path, ...] = ()) -> list[Path]:
-    """The bases of a config, theirs before them, and the config; a base shared by several comes once."""
-    if path.resolve() in chain:
-        raise UsageError(f"{path}: builds on itself; take it out of its own '{BASE}'.")
-    bases = read_config(path).get(BASE, [])
-    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise UsageError(f"{path}: '{BASE}' wants a list of files, found {bases!r}.")
-    files: dict[Path, None] = {}
-    for base in (path.parent / at_home(base) for base in bases):
-        if not base.is_file():
-            raise UsageError(f"{path}: its base {base} does not exist.{_did_you_mean(base)}")
-        files |= dict.fromkeys(_with_bases(base, (*chain, path.resolve())))
-    return [*files, path]
-
-
-def _did_you_mean(path: Path) -> str:
+def did_you_mean(path: Path) -> str:
     neighbours = [str(other) for other in path.parent.glob("*.yaml")]
     close = difflib.get_close_matches(str(path), neighbours, n=1)
     return f" Did you mean {close[0]}?" if close else ""
 
 
-def _sets(node: object, key: list[str]) -> bool:
+def sets(node: object, key: list[str]) -> bool:
     for name in key:
         if isinstance(node, dict) and name not in node:
             node = node.get("init_args", node)

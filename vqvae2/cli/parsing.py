@@ -8,7 +8,8 @@ import yaml
 from jsonargparse import Namespace, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
-from vqvae2.cli.composition import UsageError, check_keys, compose
+from vqvae2.cli.composition import UsageError, check_keys
+from vqvae2.cli.recipes import compose
 from vqvae2.surroundings import at_home
 
 _NO_PATHS = {"config", "wandb"}  # the configs that were read; names, labels

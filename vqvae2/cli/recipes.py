@@ -24,16 +24,22 @@ If this is `pets.yaml`, then `pets_vqvae.yaml` needs no file: it is cifar10_vqva
 place of cifar10.yaml, and likewise for every other job.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vqvae2.cli.classes import with_class_paths
-from vqvae2.cli.composition import UsageError, merge, read_config
+import yaml
+
+from vqvae2.cli.classes import class_path, with_class_paths
+from vqvae2.cli.composition import UsageError, did_you_mean, dotted_keys, merge, read_config, sets
+from vqvae2.surroundings import at_home
 
 BASE, LIKE, PARTS, JOBS, RUN = "base", "like", "parts", "jobs", "run"
 _VARIABLE = "$run"
+_FLAGS = ("-c", "--config")
+_NAMES_A_CLASS = re.compile(r"--(model|data)(\.help)?|--[\w.]+\.(help|callbacks\+?|schedule|class_path)")
 
 
 class Layer(NamedTuple):
@@ -43,16 +49,72 @@ class Layer(NamedTuple):
     content: dict
 
 
-def compose(path: Path) -> dict:
-    """A config merged with all that it builds on; classes by their import paths, `$run` as it is written.
+def expanded(args: list[str]) -> list[str]:
+    """A command line with its configs first, each composed, and the run folder in its place.
+
+    Options go over configs wherever they stand. The configs keep their order, and so do the options.
+
+    Raises:
+        UsageError: as `compose`; or a run is named, and no config has a path below it.
+    """
+    configs, options = _split(args)
+    named = [value for flag, value in pairwise(_split_equals(options)) if flag == f"--{RUN}"]
+    run = named[-1] if named else None
+    composed = [compose(Path(config), run) for config in configs]
+    if run and configs and not any(uses_run(_merged(Path(config))) for config in configs):
+        raise UsageError(f"--run {run} moves nothing: no path of {configs[0]} begins with $run.")
+    # Sorted, because the parser wants class_path before init_args.
+    texts = [yaml.safe_dump(config, sort_keys=True) for config in composed]
+    options = _with_full_names(options)
+    return [*options[:1], *(part for text in texts for part in ("-c", text)), *options[1:]]
+
+
+def config_files(args: list[str]) -> list[Path]:
+    """All files that the configs of a command line are made of, in the order in which they are laid.
 
     Raises:
         UsageError: as `layers`.
     """
+    found = [layer.source for config in _split(args)[0] for layer in layers(Path(config))]
+    return list(dict.fromkeys(found))
+
+
+def origin(key: list[str], args: list[str]) -> Path | None:
+    """Which file of a command line's configs sets the dotted `key` last.
+
+    None when the command line itself sets it, or no config does.
+    """
+    options = {arg.partition("=")[0].removeprefix("--").replace("init_args.", "") for arg in args}
+    if ".".join(key) in options:
+        return None
+    found = [layer for config in _split(args)[0] for layer in layers(Path(config))]
+    return next((layer.source for layer in reversed(found) if sets(layer.content, key)), None)
+
+
+def compose(path: Path, run: str | None = None) -> dict:
+    """A config merged with all that it builds on; classes by their import paths, paths below the run folder.
+
+    Args:
+        path: of a config; of a job of a recipe there need not be a file.
+        run: goes over the recipe's own.
+
+    Raises:
+        UsageError: as `layers`; or paths lie below a run that nobody names.
+    """
+    composed = _merged(path)
+    run = run or composed.get(RUN)
+    if uses_run(composed) and not run:
+        raise UsageError(f"{path}: has paths below $run, but no run: give --run runs/NAME.")
+    return with_class_paths(filled(composed, at_home(run)) if run else composed)
+
+
+def _merged(path: Path) -> dict:
     composed: dict = {}
-    for layer in layers(path):
-        composed = merge(composed, layer.content)
-    return with_class_paths(composed)
+    for source, content in layers(path):
+        if twice := [key for key, names in dotted_keys(composed).items() if sets(content, names)]:
+            raise UsageError(f"{source}: sets '{twice[0]}', which a base sets with dots. Nest it there.")
+        composed = merge(composed, content)
+    return composed
 
 
 def layers(path: Path) -> list[Layer]:
@@ -138,9 +200,9 @@ def _bases(path: Path, content: dict) -> Iterator[tuple[Path, str | None]]:
         raise UsageError(f"{path}: '{BASE}' wants a list of files, found {bases!r}.")
     for base in bases:
         name, _, part = base.partition("#")
-        file = path.parent / name
+        file = path.parent / at_home(name)
         if not file.is_file():
-            raise UsageError(f"{path}: its base {file} does not exist.")
+            raise UsageError(f"{path}: its base {file} does not exist.{did_you_mean(file)}")
         yield file, part or None
 
 
@@ -148,7 +210,7 @@ def _line(recipe: Path) -> list[Path]:
     """A recipe, the one that it is made from, and so on."""
     line = [recipe]
     while like := read_config(line[-1]).get(LIKE):
-        file = line[-1].parent / str(like)
+        file = line[-1].parent / at_home(str(like))
         if not file.is_file():
             raise UsageError(f"{line[-1]}: there is no recipe {file} ('{LIKE}').")
         if file.resolve() in [each.resolve() for each in line]:
@@ -202,3 +264,35 @@ def _unique(found: Iterator[Layer]) -> list[Layer]:
         if layer not in kept:
             kept.append(layer)
     return kept
+
+
+def _split(args: list[str]) -> tuple[list[str], list[str]]:
+    """The configs that a command line names, and all else; a flag without a value stays there."""
+    configs, options = [], []
+    rest = iter([*pairwise([*args, "--"])])
+    for arg, following in rest:
+        flag, equals, value = arg.partition("=")
+        if flag in _FLAGS and not equals and not following.startswith("--"):
+            value = next(rest)[0]
+        elif flag not in _FLAGS and flag.startswith("-c"):
+            value = arg.removeprefix("-c")
+        elif flag not in _FLAGS or not equals:
+            options.append(arg)
+            continue
+        configs.append(at_home(value))
+    return configs, options
+
+
+def _split_equals(args: list[str]) -> list[str]:
+    return [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--run=") else (arg,))]
+
+
+def _with_full_names(options: list[str]) -> list[str]:
+    """Options with the import paths of the classes that they name, and Lightning's name for all of the help."""
+    full = []
+    for before, option in pairwise(["", *options]):
+        flag, equals, value = option.partition("=") if option.startswith("--") else ("", "", option)
+        if _NAMES_A_CLASS.fullmatch(flag or before):
+            option = f"{flag}{equals}{class_path(value)}" if value else option
+        full.append("--help" if option == "--help_all" else option)
+    return full

@@ -24,8 +24,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tqdm import tqdm
 
-from vqvae2.cli.composition import UsageError, config_files, configs_first
+from vqvae2.cli.composition import UsageError
+from vqvae2.cli.help import help_text
 from vqvae2.cli.parsing import SuiteParser, expand_homes, refuse_keys_given_twice
+from vqvae2.cli.recipes import expanded
 from vqvae2.cli.usage import (
     check_devices,
     check_job,
@@ -60,10 +62,12 @@ def main(args: list[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
     try:
         check_verb(args, list(SuiteCLI.subcommands()))
-        args = configs_first(args)
-        config_files(args)  # what is wrong with the files themselves is said before anything else
+        if args[1:] in (["-h"], ["--help"]):
+            print(help_text(args[0]))
+            return
+        command = expanded(args)  # what is wrong with the files themselves is said before anything else
         _quiet_lightning()
-        SuiteCLI(args)
+        SuiteCLI(command)
     except Stopped as stop:
         _end_stopped(stop)
     except KeyboardInterrupt:  # before the job is known
@@ -182,6 +186,12 @@ class SuiteCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(RunCheckpoint, "checkpoint")
+        parser.add_argument(
+            "--run",
+            type=str | None,
+            default=None,
+            help="The folder of the recipe's run, $run in configs; moves every path of the job.",
+        )
         parser.add_argument(
             "--wandb", type=WandbSettings | None, default=None, help="Weights & Biases, if wanted."
         )

@@ -18,14 +18,15 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningModule, Trainer
 
-from vqvae2.cli.composition import UsageError, origin
+from vqvae2.cli.composition import UsageError
+from vqvae2.cli.recipes import origin
 from vqvae2.runs.run_folder import RunCheckpoint
 from vqvae2.storage.checkpoint import read_description
 from vqvae2.training.base import NetworkModule
 
 _TOP_LEVEL = (
     *("trainer", "model", "data", "checkpoint", "wandb", "seed_everything", "ckpt_path", "base"),
-    *("resume", "allow_inexact_resume"),
+    *("resume", "allow_inexact_resume", "run", "like", "parts", "jobs"),
 )
 _GROUPS = {"trainer": Trainer, "checkpoint": RunCheckpoint}
 _STEPS = {
