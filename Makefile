@@ -1,17 +1,23 @@
-# Every target makes its own environment if there is none; see README.md.
+# Every target uses the active environment if this package is in it, and makes one of its own if not; see README.md.
 PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= demo
-BIN := $(VENV)/bin
-READY := $(VENV)/.installed
+RUN ?= $(or $(shell sed -n 's/^run: *//p' configs/$(CONFIG).yaml 2>/dev/null),runs/$(CONFIG))
+ifeq ($(origin VENV),file)
+ACTIVE := $(if $(VIRTUAL_ENV)$(CONDA_PREFIX),$(shell cd / && python -c 'import os, sys, vqvae2; \
+	print(os.path.dirname(sys.executable))' 2>/dev/null))
+endif
+BIN := $(or $(ACTIVE),$(VENV)/bin)
+READY := $(if $(ACTIVE),,$(VENV)/.installed)
 export MPLBACKEND := Agg
 
 DEMO_STAGES := fit:vqvae predict:encode fit:top fit:bottom fit:classifier predict:sample predict:complete \
 	fit:cas test:cas test:classifier test:eval
 
-.PHONY: help demo test lint encode-latents sample complete cas eval-fid report clean
+.PHONY: help demo test lint encode-latents sample complete cas eval-fid report compare clean
 
 help:
+	@echo "Targets take CONFIG=NAME, a recipe, and RUN=FOLDER, where its run lies (the recipe's own, or runs/NAME)."
 	@echo "make demo                        the whole pipeline on embedded digits, nine minutes on two cores"
 	@echo "make test | make lint            the tests | ruff"
 	@echo "make encode-latents CONFIG=demo  images -> latent shards (configs/demo_encode.yaml)"
@@ -20,43 +26,47 @@ help:
 	@echo "make cas CONFIG=demo             classification accuracy score (configs/demo_cas.yaml)"
 	@echo "make eval-fid CONFIG=demo        every figure (configs/demo_eval.yaml), then the report"
 	@echo "make report CONFIG=demo          runs/demo/report.html of what the stages have left"
+	@echo "make compare RUNS='runs/a runs/b' one page of several runs side by side"
 	@echo "make clean                       removes the environment and caches; runs/ stays"
 
 demo: $(READY)
 	@PATH="$(abspath $(BIN)):$$PATH"; started=$$(date +%s); \
 	elapsed() { s=$$(( $$(date +%s) - started )); printf '%d:%02d' $$((s / 60)) $$((s % 60)); }; \
 	for stage in $(DEMO_STAGES); do \
-		command="lightning $${stage%%:*} -c configs/demo_$${stage#*:}.yaml"; \
+		command="lightning $${stage%%:*} -c configs/$(CONFIG)_$${stage#*:}.yaml --run $(RUN)"; \
 		echo "[$$(elapsed)] $$command"; \
 		$$command || exit 1; \
 	done; \
-	echo "[$$(elapsed)] python experiments/report.py runs/demo"; \
-	python experiments/report.py runs/demo && \
-	echo "[$$(elapsed)] python experiments/recognise_digits.py runs/demo/samples --fractions 1 0.5 0.25" && \
-	python experiments/recognise_digits.py runs/demo/samples --fractions 1 0.5 0.25 && \
+	echo "[$$(elapsed)] python experiments/report.py $(RUN)"; \
+	python experiments/report.py $(RUN) && \
+	echo "[$$(elapsed)] python experiments/recognise_digits.py $(RUN)/samples --fractions 1 0.5 0.25" && \
+	python experiments/recognise_digits.py $(RUN)/samples --fractions 1 0.5 0.25 && \
 	echo "[$$(elapsed)] demo done"
 
 encode-latents: $(READY)
-	$(BIN)/lightning predict -c configs/$(CONFIG)_encode.yaml
+	$(BIN)/lightning predict -c configs/$(CONFIG)_encode.yaml --run $(RUN)
 
 complete: $(READY)
-	$(BIN)/lightning predict -c configs/$(CONFIG)_complete.yaml
+	$(BIN)/lightning predict -c configs/$(CONFIG)_complete.yaml --run $(RUN)
 
 sample: $(READY)
-	$(BIN)/lightning predict -c configs/$(CONFIG)_sample.yaml
+	$(BIN)/lightning predict -c configs/$(CONFIG)_sample.yaml --run $(RUN)
 
 eval-fid: $(READY)
-	$(BIN)/lightning test -c configs/$(CONFIG)_eval.yaml
-	$(BIN)/python experiments/report.py runs/$(CONFIG)
+	$(BIN)/lightning test -c configs/$(CONFIG)_eval.yaml --run $(RUN)
+	$(BIN)/python experiments/report.py $(RUN)
 
 report: $(READY)
-	$(BIN)/python experiments/report.py runs/$(CONFIG)
+	$(BIN)/python experiments/report.py $(RUN)
+
+compare: $(READY)
+	$(BIN)/python experiments/compare.py $(RUNS)
 
 cas: $(READY)
-	$(BIN)/lightning fit -c configs/$(CONFIG)_cas.yaml
-	$(BIN)/lightning test -c configs/$(CONFIG)_cas.yaml
-	$(BIN)/lightning test -c configs/$(CONFIG)_classifier.yaml
-	$(BIN)/python experiments/table2.py runs/$(CONFIG)
+	$(BIN)/lightning fit -c configs/$(CONFIG)_cas.yaml --run $(RUN)
+	$(BIN)/lightning test -c configs/$(CONFIG)_cas.yaml --run $(RUN)
+	$(BIN)/lightning test -c configs/$(CONFIG)_classifier.yaml --run $(RUN)
+	$(BIN)/python experiments/table2.py $(RUN)
 
 test: $(READY) lint
 	$(BIN)/python -m pytest
@@ -69,11 +79,11 @@ clean:
 	rm -rf .venv .pytest_cache .ruff_cache *.egg-info
 	find vqvae2 tests experiments -name __pycache__ -prune -exec rm -rf {} +
 
-$(READY): pyproject.toml
+$(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "vqvae2 needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
 			"Name another: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@echo "Making the environment $(VENV) (once, a few minutes: PyTorch is large) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	@touch $(READY)
+	@touch $@

@@ -288,7 +288,7 @@ def _split_equals(args: list[str]) -> list[str]:
 
 
 def _with_full_names(options: list[str]) -> list[str]:
-    """Options with the import paths of the classes that they name, and Lightning's name for all of the help."""
+    """Options with the import paths of the classes that they name; `--help_all` is the parser's own help."""
     full = []
     for before, option in pairwise(["", *options]):
         flag, equals, value = option.partition("=") if option.startswith("--") else ("", "", option)

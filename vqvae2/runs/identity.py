@@ -90,6 +90,7 @@ def differences(
         steps: that the checkpoint's run has done.
         schedule: of this run; another `max_steps` is exact if it gives those steps the same rates.
     """
+    was, now = _by_class(was), _by_class(now)
     unknown = {name for name in {*now} - {*was} if name.startswith(f"data.{CONTENTS}.")}
     found = [
         Difference(name, was.get(name), now.get(name))
@@ -103,6 +104,12 @@ def differences(
     if schedule is None or _rates(schedule, steps, ends[0]) == _rates(schedule, steps, ends[1]):
         exact.add("max_steps")
     return [difference for difference in found if difference.name not in exact]
+
+
+def _by_class(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """With the names of classes: where a class lies, and so what its import path is, may change."""
+    is_path = {name for name, value in identity.items() if name.endswith("class_path") and value is not None}
+    return {name: value.rpartition(".")[2] if name in is_path else value for name, value in identity.items()}
 
 
 def moved(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
