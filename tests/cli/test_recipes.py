@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from vqvae2.cli.composition import UsageError
-from vqvae2.cli.recipes import compose, filled, layers, uses_run
+from vqvae2.cli.recipes import compose, expanded, filled, layers, next_command, uses_run
 
 FILES = {
     "parts/fit.yaml": "trainer: {max_epochs: -1, callbacks+: [{class_path: one}]}",
@@ -136,3 +136,47 @@ def test_every_path_below_the_run_moves_and_nothing_else_does():
         name: config[name] for name in "defg"
     }
     assert not uses_run({"a": ["$runs", 1, None]})
+
+
+def test_the_next_job_of_a_recipe_is_named_with_the_same_run(folder):
+    cats = ["fit", "-c", str(folder / "cats_vqvae.yaml"), "--run", "runs/x"]
+    assert next_command(cats) == f"lightning fit -c {folder}/cats_top.yaml --run runs/x"
+    assert next_command(["fit", f"--config={folder}/dogs_top.yaml"]) == (
+        f"lightning predict -c {folder}/dogs_sample.yaml"
+    )
+    assert next_command(["predict", "-c", str(folder / "cats_cas.yaml")]) is None  # the last
+    assert next_command(["fit", "-c", str(folder / "parts/fit.yaml")]) is None
+
+
+def test_a_run_on_the_command_line_moves_all_configs_and_is_refused_where_nothing_moves(folder):
+    verb, _, text, *rest = expanded(["fit", "--x", "1", "-c", str(folder / "cats_top.yaml"), "--run=r/s"])
+    assert (verb, rest) == ("fit", ["--x", "1", "--run=r/s"])
+    assert yaml.safe_load(text)["trainer"]["default_root_dir"] == "r/s/top"
+    assert yaml.safe_load(text)["trainer"]["callbacks+"][1]["at"] == "r/s/vqvae"
+    with pytest.raises(UsageError, match="--run r moves nothing"):
+        expanded(["fit", "-c", str(folder / "parts/fit.yaml"), "--run", "r"])
+    (folder / "lost.yaml").write_text("{a: $run/x}")
+    with pytest.raises(UsageError, match="paths below \\$run, but no run: give --run"):
+        expanded(["fit", "-c", str(folder / "lost.yaml")])
+
+
+def test_classes_go_by_their_names_on_the_command_line_and_in_configs(folder):
+    config = folder / "one.yaml"
+    config.write_text(
+        "{model: {class_path: TopPriorModule}, data: {class_path: vqvae2.modules.old.ImageDataModule}}"
+    )
+    options = [
+        "--model",
+        "AutoencoderModule",
+        "--data.help=SampleRequests",
+        "--x",
+        "AutoencoderModule",
+        "--help_all",
+    ]
+    _, _, text, *rest = expanded(["fit", "-c", str(config), *options])
+    assert yaml.safe_load(text)["model"]["class_path"] == "vqvae2.training.pixelsnail.TopPriorModule"
+    assert yaml.safe_load(text)["data"]["class_path"] == "vqvae2.data.images.ImageDataModule"
+    assert rest == [
+        *("--model", "vqvae2.training.autoencoder.AutoencoderModule"),
+        *("--data.help=vqvae2.jobs.requests.SampleRequests", "--x", "AutoencoderModule", "--help"),
+    ]

@@ -39,6 +39,18 @@ from vqvae2.surroundings import at_home
 BASE, LIKE, PARTS, JOBS, RUN = "base", "like", "parts", "jobs", "run"
 _VARIABLE = "$run"
 _FLAGS = ("-c", "--config")
+_VERBS = {  # of the jobs of a recipe, in the order in which they are run
+    "vqvae": "fit",
+    "encode": "predict",
+    "top": "fit",
+    "mid": "fit",
+    "bottom": "fit",
+    "classifier": "fit",
+    "sample": "predict",
+    "complete": "predict",
+    "cas": "fit",
+    "eval": "test",
+}
 _NAMES_A_CLASS = re.compile(r"--(model|data)(\.help)?|--[\w.]+\.(help|callbacks\+?|schedule|class_path)")
 
 
@@ -67,6 +79,24 @@ def expanded(args: list[str]) -> list[str]:
     texts = [yaml.safe_dump(config, sort_keys=True) for config in composed]
     options = _with_full_names(options)
     return [*options[:1], *(part for text in texts for part in ("-c", text)), *options[1:]]
+
+
+def next_command(args: list[str]) -> str | None:
+    """The command of the recipe's next job; None after the last, or if the first config is of no recipe."""
+    configs, options = _split(args)
+    names = Path(configs[0]).stem.split("_") if configs else []
+    for count in range(len(names) - 1, 0, -1):
+        recipe, job = Path(configs[0]).with_name("_".join(names[:count]) + ".yaml"), "_".join(names[count:])
+        if not recipe.is_file() or job not in _VERBS:
+            continue
+        jobs = [each for each in _VERBS if each in _jobs(_line(recipe)[-1])]
+        if job not in jobs[:-1]:
+            return None
+        following = jobs[jobs.index(job) + 1]
+        runs = [value for flag, value in pairwise(_split_equals(options)) if flag == f"--{RUN}"]
+        run = f" --{RUN} {runs[-1]}" if runs else ""
+        return f"lightning {_VERBS[following]} -c {_job_file(recipe, following)}{run}"
+    return None
 
 
 def config_files(args: list[str]) -> list[Path]:

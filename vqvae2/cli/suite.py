@@ -27,7 +27,7 @@ from tqdm import tqdm
 from vqvae2.cli.composition import UsageError
 from vqvae2.cli.help import help_text
 from vqvae2.cli.parsing import SuiteParser, expand_homes, refuse_keys_given_twice
-from vqvae2.cli.recipes import expanded
+from vqvae2.cli.recipes import expanded, next_command
 from vqvae2.cli.usage import (
     check_devices,
     check_job,
@@ -48,6 +48,7 @@ from vqvae2.runs.loggers import MetricsFile, WandbLogger, WandbSettings
 from vqvae2.runs.loop_state import StepNumbers
 from vqvae2.runs.preemption import INTERRUPTED, LeaveOnSignal, Stopped, StopRequest, restarted
 from vqvae2.runs.run_folder import RunCheckpoint, check_writable
+from vqvae2.runs.step_progress import StepProgress
 from vqvae2.storage.checkpoint import DESCRIPTION, META, unvalidated
 from vqvae2.surroundings import show_any_name
 
@@ -68,6 +69,8 @@ def main(args: list[str] | None = None) -> None:
         command = expanded(args)  # what is wrong with the files themselves is said before anything else
         _quiet_lightning()
         SuiteCLI(command)
+        if rank_zero_only.rank == 0 and (following := next_command(args)):
+            print(f"Next: {following}")
     except Stopped as stop:
         _end_stopped(stop)
     except KeyboardInterrupt:  # before the job is known
@@ -307,9 +310,9 @@ class SuiteCLI(LightningCLI):
     def _progress_bar(self) -> ProgressBar:
         if isinstance(self.datamodule, ChunkedDataModule) and self.subcommand == "predict":
             return ImageProgress()
-        # Batches between two looks at the figures, which wait for the device.
-        every = 1 if self.subcommand != "fit" else 10 if sys.stdout.isatty() else 50
-        return TQDMProgressBar(refresh_rate=every)
+        if self.subcommand == "fit":  # steps between two looks at the figures, which wait for the device
+            return StepProgress(refresh_rate=10 if sys.stdout.isatty() else 50)
+        return TQDMProgressBar()
 
     def _loggers(self, settings: Any) -> list[Logger]:
         folder = self._run_folder(settings)
