@@ -60,6 +60,18 @@ def test_networks_and_sampling_are_plain_torch(path):
     assert {name.split(".")[0] for name in imports(path)} - PLAIN[room(path)] == set()
 
 
+def test_the_readme_says_what_each_folder_is_for():
+    """In the order of imports, with the sentence that stands at the top of the folder."""
+    said = re.findall(
+        r"^vqvae2/(\w+)/ +(.+)$", (PACKAGE.parent / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    own = [
+        (room, ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text())))
+        for room in FLOORS.split()
+    ]
+    assert said == own
+
+
 def test_nothing_in_the_package_imports_tests_or_experiments():
     outside = [
         (path.name, name)
