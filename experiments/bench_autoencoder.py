@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from timing import compare, describe_machine, print_table
+from timing import add_beside, compare, describe_machine, print_table
 from vqvae2.nn.hierarchical import HierarchicalVQVAE
 from vqvae2.nn.quantizer import update_codebooks
 from vqvae2.training.autoencoder import AutoencoderModule
@@ -156,6 +156,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=PRECISIONS, nargs="+", default=list(PRECISIONS))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="also this suite's step with torch.compile")
+    add_beside(parser)
     parser.add_argument("--against", type=Path, metavar="CLONE", help="folder of the public port")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
@@ -174,7 +175,7 @@ def main() -> None:
     print(f"{describe_machine()}; batch {options.batch} at {options.size}x{options.size}")
     for what in Cases._fields:
         cases = {name: case for name, of in contenders.items() if (case := getattr(of, what))}
-        seconds = compare(cases, repeats=options.repeats, warmup=2)
+        seconds = compare(cases, repeats=options.repeats, warmup=2, beside=options.beside)
         print(f"\n{'Training step' if what == 'step' else 'Encoding'}")
         print_table(table(seconds, len(images)))
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from configured import PRIOR_26M
-from timing import compare, describe_machine, print_table
+from timing import add_beside, compare, describe_machine, print_table
 from vqvae2.nn.causal import CausalAttention
 from vqvae2.nn.pixelsnail import PixelSNAIL
 
@@ -112,6 +112,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a small network on a small grid")
     parser.add_argument("--compile", action="store_true", help="also the step with torch.compile")
+    add_beside(parser)
     parser.add_argument("--against", type=Path, metavar="CLONE", help="folder of the public port")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
@@ -142,7 +143,7 @@ def main() -> None:
     height, width = widths["grid"]
     weights = ", ".join(f"{name} {size:.1f} M weights" for name, size in sizes.items())
     print(f"{describe_machine()}; batch {options.batch} of {height}x{width} codes; {weights}")
-    print_table(table(compare(cases, repeats=options.repeats)))
+    print_table(table(compare(cases, repeats=options.repeats, beside=options.beside)))
 
 
 def port(clone: ModuleType, widths: dict[str, Any], port_widths: dict[str, int]) -> nn.Module:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from bench_autoencoder import load_clone
-from timing import compare, describe_machine, print_table
+from timing import add_beside, compare, describe_machine, print_table
 from vqvae2.nn.quantizer import VectorQuantizer
 
 IMAGES, SIDE, DIM, NUM_CODES = 16, 64, 64, 512
@@ -117,6 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_beside(parser)
     parser.add_argument("--against", type=Path, metavar="CLONE", help="folder of the public port")
     options = parser.parse_args()
     clone = load_clone(options.against) if options.against else None
@@ -134,7 +135,7 @@ def main() -> None:
     matrix = len(rows) * NUM_CODES * 4
     cases: dict[str, Callable[[], object]] = {name: partial(step, True) for name, step in steps.items()}
     cases[PRODUCT] = lambda: rows @ codebook.T
-    seconds = compare(cases, repeats=options.repeats, warmup=2)
+    seconds = compare(cases, repeats=options.repeats, warmup=2, beside=options.beside)
     extra = {name: extra_memory(step, vectors) for name, step in steps.items()} | {PRODUCT: matrix}
     print(describe_machine())
     print_table(

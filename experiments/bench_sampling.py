@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from configured import PRIOR_26M, network
-from timing import describe_machine, print_table, seconds
+from timing import add_beside, compare, describe_machine, print_table, seconds
 from vqvae2.nn.pixelsnail import PixelSNAIL
 from vqvae2.sampling.chain import ChainSampler
 from vqvae2.sampling.draw import Draw
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--precision", choices=PRECISIONS, nargs="+", default=list(PRECISIONS))
     parser.add_argument("--repeats", type=int, default=3)
+    add_beside(parser)
     parser.add_argument("--compile", action="store_true", help="torch.compile the passes")
     options = parser.parse_args()
     print(describe_machine())
@@ -37,8 +38,7 @@ def main() -> None:
         priors, decoder = networks(options.chain, PRECISIONS[precision])
         for batch_size in options.batch:
             rows.append(
-                {"precision": precision, "batch": batch_size}
-                | measure(priors, decoder, batch_size, options.repeats, compiled=options.compile)
+                {"precision": precision, "batch": batch_size} | measure(priors, decoder, batch_size, options)
             )
     print_table(rows)
 
@@ -58,12 +58,12 @@ def networks(dataset: str | None, dtype: torch.dtype) -> tuple[list[PixelSNAIL],
 
 
 def measure(
-    priors: list[PixelSNAIL], decoder: nn.Module | None, batch_size: int, repeats: int, *, compiled: bool
+    priors: list[PixelSNAIL], decoder: nn.Module | None, batch_size: int, options: argparse.Namespace
 ) -> dict[str, float]:
     """Seconds an image, naive and incremental; the first batch, which makes buffers and graphs, apart."""
     device = priors[0].embedding.weight.device
     labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
-    sampler = ChainSampler(priors, [Draw()] * len(priors), compiled=compiled)
+    sampler = ChainSampler(priors, [Draw()] * len(priors), compiled=options.compile)
 
     @torch.inference_mode()
     def sample() -> None:
@@ -72,8 +72,9 @@ def measure(
             decoder.decode(codes)
 
     first_s = seconds(sample)
-    incremental_s = min(seconds(sample) for _ in range(repeats)) / batch_size
-    naive_s = sum(naive_seconds(prior, labels, repeats) for prior in priors) / batch_size
+    how = {"repeats": options.repeats, "warmup": 0, "beside": options.beside}
+    incremental_s = compare({f"batch {batch_size}": sample}, **how)[f"batch {batch_size}"] / batch_size
+    naive_s = sum(naive_seconds(prior, labels, options.repeats) for prior in priors) / batch_size
     row = {
         "first batch, s": first_s,
         "incremental, s an image": incremental_s,

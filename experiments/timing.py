@@ -4,12 +4,16 @@ Only ratios of times taken in one run mean much, so `compare` interleaves its ca
 machine falls on all of them. Of many repeats the median is what it gives.
 """
 
+import argparse
 import os
 import platform
 import re
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,17 +21,67 @@ import torch
 
 Name = TypeVar("Name", bound=Hashable)
 
+# Hashing does not hold Python's lock, so both threads are busy.
+_BUSY = """
+import hashlib, threading
+def work():
+    while True:
+        hashlib.pbkdf2_hmac("sha256", b"busy", b"neighbour", 10**6)
+threading.Thread(target=work).start()
+work()
+"""
 
-def compare(cases: dict[Name, Callable[[], object]], *, repeats: int, warmup: int = 1) -> dict[Name, float]:
+
+def compare(
+    cases: dict[Name, Callable[[], object]], *, repeats: int, warmup: int = 1, beside: int = 0
+) -> dict[Name, float]:
     """Median seconds of each case; round r runs every case once, in an order that rotates with r.
 
     Args:
         cases: what to time, by name. On a GPU a case is over when its kernels are.
         repeats: timed rounds.
         warmup: rounds before them that do not count.
+        beside: if not 0, time all once more beside so many busy neighbours, and print the ratios.
     """
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}, wanted at least 1.")
+    alone = _medians(cases, repeats, warmup)
+    if beside:
+        with neighbours(beside):
+            slowed = _medians(cases, repeats, warmup)
+        print(
+            f"\nBeside {beside} busy neighbours of two threads; a fair share takes {1 + beside} times as long"
+        )
+        rows = [_beside(name, alone[name], slowed[name]) for name in cases]
+        print_table(rows)
+        print()
+    return alone
+
+
+def add_beside(parser: argparse.ArgumentParser) -> None:
+    """The option that `compare` takes as `beside`."""
+    parser.add_argument("--beside", type=int, default=0, metavar="N", help="also beside N busy neighbours")
+
+
+@contextmanager
+def neighbours(count: int) -> Iterator[None]:
+    """Other processes that are busy meanwhile, with two threads each."""
+    busy = [subprocess.Popen([sys.executable, "-c", _BUSY]) for _ in range(count)]
+    time.sleep(1)  # until they are at work
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+def _beside(name: Hashable, alone: float, slowed: float) -> dict[str, str | float]:
+    label = " ".join(map(str, name)) if isinstance(name, tuple) else str(name)
+    return {"": label, "alone, ms": 1e3 * alone, "beside, ms": 1e3 * slowed, "ratio": slowed / alone}
+
+
+def _medians(cases: dict[Name, Callable[[], object]], repeats: int, warmup: int) -> dict[Name, float]:
     names = list(cases)
     times: dict[Name, list[float]] = {name: [] for name in names}
     for round_ in range(warmup + repeats):

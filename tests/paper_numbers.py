@@ -227,12 +227,6 @@ OURS = (
         ("imagenet_sample", "ffhq_sample"),
         {"data.per_class": (50_000 // 1000, 50_000)},
     ),
-    same(
-        "as the priors have learned",
-        ("imagenet_sample", "imagenet_complete", "ffhq_sample", "ffhq_complete"),
-        {"model.temperatures.0": 1.0, "model.temperatures.1": 1.0},
-    ),
-    same("as the priors have learned", ("ffhq_sample", "ffhq_complete"), {"model.temperatures.2": 1.0}),
     Table(
         "pictures: the upper half is kept",
         ("imagenet_complete", "ffhq_complete"),

@@ -28,8 +28,8 @@ from vqvae2.training.sharding import ShardedStrategy
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*_*.yaml"))
-OVERLAYS = sorted({path.stem for path in CONFIGS.glob("*.yaml")} - set(NAMES))
 NUM_CLASSES = {"demo": 10, "cifar10": 10, "imagenet": 1000, "ffhq": 0}
+OVERLAYS = sorted({path.stem for path in CONFIGS.glob("*.yaml")} - {*NAMES, *NUM_CLASSES})
 VERBS = {"encode": "predict", "sample": "predict", "complete": "predict", "eval": "test"}  # all others fit
 
 
@@ -85,8 +85,7 @@ def load_from_configs(path: str, kind: str) -> Loaded:
     """`load_network` of a checkpoint that the configs would write."""
     run, file = Path(path).parent, Path(path).name
     name = "_".join(run.parts[-2:])
-    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-    assert config["trainer"]["default_root_dir"] == str(run)
+    assert compose(CONFIGS / f"{name}.yaml")["trainer"]["default_root_dir"] == str(run)
     network, module = build(name)
     assert file == "last.ckpt" or (
         file == "best.ckpt" and instantiate(name).config_init.fit.checkpoint.monitor

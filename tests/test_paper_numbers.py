@@ -16,7 +16,7 @@ import paper  # noqa: E402
 from configured import data_facts, network  # noqa: E402
 
 CONFIGS = sorted(
-    path.stem for path in (ROOT / "configs").glob("*.yaml") if path.stem[:5] in ("image", "ffhq_")
+    path.stem for path in (ROOT / "configs").glob("*.yaml") if path.stem.startswith(("imagenet_", "ffhq_"))
 )
 
 

@@ -15,8 +15,8 @@ import torch
 import yaml
 
 from tests.training.training_run import NETWORK, write_images
-from vqvae2.cli import suite as cli
 from vqvae2 import distributed
+from vqvae2.cli import suite as cli
 from vqvae2.data.images import ImageBatch, ImageDataModule
 from vqvae2.storage.checkpoint import read_checkpoint
 

@@ -15,11 +15,11 @@ import yaml
 from tests import fit_runs
 from tests.checkpoints import save_autoencoder
 from tests.fake_jobs import FakeModule
-from tests.training.training_run import write_images
 from tests.sample_job import files
+from tests.training.training_run import write_images
 from vqvae2.cli import suite as cli
-from vqvae2.runs.folder_lock import locked
 from vqvae2.jobs.encode import EncodeModule
+from vqvae2.runs.folder_lock import locked
 
 FORKS = multiprocessing.get_context("fork")
 

@@ -12,14 +12,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from tests.training.training_run import NETWORK, autoencoder_module, image_data, write_images
 from tests.ranks import run_ranks
+from tests.training.training_run import NETWORK, autoencoder_module, image_data, write_images
 from vqvae2 import distributed
 from vqvae2.runs import health
 from vqvae2.runs.health import Health, gradient_norm
 from vqvae2.runs.run_folder import RunCheckpoint
-from vqvae2.training.autoencoder import AutoencoderModule
 from vqvae2.storage.checkpoint import read_checkpoint
+from vqvae2.training.autoencoder import AutoencoderModule
 from vqvae2.training.schedules import Constant
 from vqvae2.training.sharding import ShardedStrategy
 

@@ -15,8 +15,8 @@ import torch
 import yaml
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from tests.training.training_run import NETWORK, write_images
 from tests.sample_job import files
+from tests.training.training_run import NETWORK, write_images
 from vqvae2.cli import suite as cli
 from vqvae2.data.images import ImageDataModule
 

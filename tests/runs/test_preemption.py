@@ -18,9 +18,10 @@ from tests import fit_runs
 from tests.checkpoints import save_autoencoder
 from tests.fake_jobs import FakeModule
 from tests.fit_runs import final_state, first_difference, run, said, start, wait, write_config
+from tests.sample_job import files
 from tests.training.test_training import latents
 from tests.training.training_run import write_images
-from tests.sample_job import files
+from vqvae2.jobs.encode import EncodeModule
 from vqvae2.runs.preemption import (
     INTERRUPTED,
     RESUMABLE,
@@ -30,7 +31,6 @@ from vqvae2.runs.preemption import (
     restarted,
     slurm_job,
 )
-from vqvae2.jobs.encode import EncodeModule
 from vqvae2.training.prior import PriorModule
 
 __all__ = ["latents"]  # a fixture

@@ -9,11 +9,11 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 from tests.checkpoints import latent_spec, save_autoencoder, save_chain
-from vqvae2.runs.previews import ReconstructionGrid, SampleGrid
 from vqvae2.data.images import ImageBatch
 from vqvae2.data.latents import LatentBatch
-from vqvae2.storage.checkpoint import load_network
 from vqvae2.pixels import to_uint8
+from vqvae2.runs.previews import ReconstructionGrid, SampleGrid
+from vqvae2.storage.checkpoint import load_network
 
 SIDE = 16
 

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from tests.fake_jobs import FakeData, FakeModule
+from vqvae2.data.latents import LatentBatch
 from vqvae2.runs.checkpoint_files import NotSaved, name_also, put_in_place
-from vqvae2.runs.loggers import MetricsFile, WandbLogger, WandbSettings
 from vqvae2.runs.log_pictures import log_picture
+from vqvae2.runs.loggers import MetricsFile, WandbLogger, WandbSettings
 from vqvae2.runs.run_folder import RunCheckpoint
 from vqvae2.runs.throughput import Throughput, batch_size
-from vqvae2.data.latents import LatentBatch
 
 
 def rows(path):

@@ -4,8 +4,8 @@ import lightning as L
 import pytest
 import torch
 
-from tests.training.training_run import autoencoder_module, image_data, write_images
 from tests.ranks import run_ranks
+from tests.training.training_run import autoencoder_module, image_data, write_images
 from vqvae2.runs import throughput
 from vqvae2.runs.throughput import Throughput, peak_memory_gb
 

@@ -14,11 +14,11 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from vqvae2 import distributed
-from vqvae2.training.base import NetworkModule
-from vqvae2.training.tokenizer import TokenizerModule
-from vqvae2.storage.checkpoint import Pieces, read_checkpoint
-from vqvae2.training.sharding import local
 from vqvae2.nn.checks import require
+from vqvae2.storage.checkpoint import Pieces, read_checkpoint
+from vqvae2.training.base import NetworkModule
+from vqvae2.training.sharding import local
+from vqvae2.training.tokenizer import TokenizerModule
 
 SMALLEST_LOSS_SCALE = 1e-4  # fairseq's --min-loss-scale: float16 that overflows below it will always do so
 ADVICE = (

@@ -5,8 +5,8 @@ from pathlib import Path
 import lightning as L
 import torch
 
-from vqvae2.runs.loggers import WandbLogger
 from vqvae2.pixels import write_png
+from vqvae2.runs.loggers import WandbLogger
 
 
 def log_picture(trainer: L.Trainer, name: str, picture: torch.Tensor) -> Path:

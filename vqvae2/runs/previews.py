@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
-from vqvae2.runs.log_pictures import log_picture
 from vqvae2.data.images import ImageBatch
 from vqvae2.data.latents import LatentBatch, check_autoencoder
-from vqvae2.training.base import NetworkModule
-from vqvae2.storage.checkpoint import load_network
-from vqvae2.training.prior import PriorModule
-from vqvae2.training.tokenizer import TokenizerModule
 from vqvae2.nn.contracts import PriorNetwork, Tokenizer
 from vqvae2.nn.weights import fingerprint
 from vqvae2.pixels import to_uint8
+from vqvae2.runs.log_pictures import log_picture
 from vqvae2.sampling.draw import Draw, Noise, level_sampler
+from vqvae2.storage.checkpoint import load_network
+from vqvae2.training.base import NetworkModule
+from vqvae2.training.prior import PriorModule
+from vqvae2.training.tokenizer import TokenizerModule
 
 
 class Grid(L.Callback, ABC):

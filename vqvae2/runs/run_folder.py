@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from vqvae2.nn.checks import require
 from vqvae2.runs.checkpoint_files import (
     PART,
     NotSaved,
@@ -23,7 +24,6 @@ from vqvae2.runs.checkpoint_files import (
 from vqvae2.runs.identity import RUN
 from vqvae2.runs.loop_state import Place, owe_validation, write_place
 from vqvae2.runs.preemption import StopRequest, stopped
-from vqvae2.nn.checks import require
 
 
 def check_writable(folder: str | Path) -> None:
