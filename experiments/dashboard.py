@@ -16,7 +16,7 @@ from wandb_workspaces import workspaces as ws
 from wandb_workspaces.reports import v2 as wr
 
 from vqvae2.evaluation.pictures import CURVES, NEIGHBOURS, RUN, SETS
-from vqvae2.runs.loggers import has_credentials
+from vqvae2.runs.loggers import why_offline
 
 NAME = "VQ-VAE-2"
 LEVELS = ("top", "mid", "bottom")
@@ -35,7 +35,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.print:
         print(as_json(dashboard(options.project, options.entity or "")))
-    elif not has_credentials():
+    elif why_offline() is not None:
         sys.exit(f"error: {NO_KEY}")
     else:
         entity = options.entity or wandb.Api().default_entity

@@ -143,7 +143,7 @@ def test_callbacks_are_appended_over_all_layers(folder, capsys):
 def test_a_fit_leaves_metrics_checkpoints_and_a_config_that_runs_again(folder):
     part = yaml.safe_load((CONFIGS / "parts/fit.yaml").read_text())
     callbacks = part["trainer"]["callbacks+"]
-    callbacks[:] = [each for each in callbacks if not each["class_path"].endswith(".Health")]  # for networks
+    callbacks[:] = [each for each in callbacks if not each["class_path"].endswith("Health")]  # for networks
     write(folder / "part.yaml", part)
     write(folder / "child.yaml", {"base": ["job.yaml", "part.yaml"], "checkpoint": {"monitor": "val/loss"}})
     overrides = ["--trainer.val_check_interval", "2", "--trainer.log_every_n_steps", "1"]

@@ -149,10 +149,11 @@ def test_the_next_job_of_a_recipe_is_named_with_the_same_run(folder):
 
 
 def test_a_run_on_the_command_line_moves_all_configs_and_is_refused_where_nothing_moves(folder):
-    verb, _, text, *rest = expanded(["fit", "--x", "1", "-c", str(folder / "cats_top.yaml"), "--run=r/s"])
-    assert (verb, rest) == ("fit", ["--x", "1", "--run=r/s"])
-    assert yaml.safe_load(text)["trainer"]["default_root_dir"] == "r/s/top"
-    assert yaml.safe_load(text)["trainer"]["callbacks+"][1]["at"] == "r/s/vqvae"
+    cats = str(folder / "cats_top.yaml")
+    command, composed = expanded(["fit", "--x", "1", "-c", cats, "--run=r/s"])
+    assert command == ["fit", "-c", cats, "--x", "1", "--run=r/s"]
+    assert composed[cats]["trainer"]["default_root_dir"] == "r/s/top"
+    assert composed[cats]["trainer"]["callbacks+"][1]["at"] == "r/s/vqvae"
     with pytest.raises(UsageError, match="--run r moves nothing"):
         expanded(["fit", "-c", str(folder / "parts/fit.yaml"), "--run", "r"])
     (folder / "lost.yaml").write_text("{a: $run/x}")
@@ -173,10 +174,22 @@ def test_classes_go_by_their_names_on_the_command_line_and_in_configs(folder):
         "AutoencoderModule",
         "--help_all",
     ]
-    _, _, text, *rest = expanded(["fit", "-c", str(config), *options])
-    assert yaml.safe_load(text)["model"]["class_path"] == "vqvae2.training.pixelsnail.TopPriorModule"
-    assert yaml.safe_load(text)["data"]["class_path"] == "vqvae2.data.images.ImageDataModule"
+    (_, _, _, *rest), composed = expanded(["fit", "-c", str(config), *options])
+    assert composed[str(config)]["model"]["class_path"] == "vqvae2.training.pixelsnail.TopPriorModule"
+    assert composed[str(config)]["data"]["class_path"] == "vqvae2.data.images.ImageDataModule"
     assert rest == [
         *("--model", "vqvae2.training.autoencoder.AutoencoderModule"),
         *("--data.help=vqvae2.jobs.requests.SampleRequests", "--x", "AutoencoderModule", "--help"),
+    ]
+
+
+def test_jobs_without_files_are_parsed_by_files_that_are_there(folder):
+    jobs = [str(folder / f"dogs_{job}.yaml") for job in ("vqvae", "top")]
+    command, composed = expanded(["fit", "-c", jobs[0], "-c", jobs[1]])
+    files = command[2::2]
+    assert len({*files}) == 2
+    assert all(Path(file).is_file() for file in files)
+    assert [composed[file]["trainer"]["default_root_dir"] for file in files] == [
+        "runs/dogs/vqvae",
+        "runs/dogs/top",
     ]

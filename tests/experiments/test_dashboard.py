@@ -203,7 +203,7 @@ def test_without_a_key_nothing_is_sent_and_the_message_says_how_to_get_one(
 
 @pytest.mark.parametrize(("args", "entity"), [([], "me"), (["--entity", "team"], "team")])
 def test_with_a_key_it_is_saved_once(dashboard, saved, monkeypatch, capsys, args, entity):
-    monkeypatch.setattr(dashboard, "has_credentials", lambda: True)
+    monkeypatch.setattr(dashboard, "why_offline", lambda: None)
     monkeypatch.setattr(dashboard.wandb, "Api", lambda: SimpleNamespace(default_entity="me"))
     run(dashboard, monkeypatch, "digits", *args)
     [workspace] = saved

@@ -1,3 +1,4 @@
 from vqvae2.cli.suite import main
 
-main()
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from jsonargparse import Namespace, get_loader, set_loader
@@ -19,9 +19,12 @@ _load_yaml = get_loader("yaml")
 class SuiteParser(LightningArgumentParser):
     """Reads a config together with those that it builds on."""
 
+    composed: ClassVar[dict[str, dict]] = {}  # what configs say, where that is known already
+
     def parse_path(self, path: str | os.PathLike, **kwargs: Any) -> Any:
         # Sorted, because the parser wants class_path before init_args.
-        return self.parse_string(yaml.safe_dump(compose(Path(path)), sort_keys=True), **kwargs)
+        content = self.composed.get(str(path)) or compose(Path(path))
+        return self.parse_string(yaml.safe_dump(content, sort_keys=True), **kwargs)
 
 
 def refuse_keys_given_twice() -> None:

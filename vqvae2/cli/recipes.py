@@ -30,8 +30,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from vqvae2.cli.classes import class_path, with_class_paths
 from vqvae2.cli.composition import UsageError, did_you_mean, dotted_keys, merge, read_config, sets
 from vqvae2.surroundings import at_home
@@ -61,10 +59,14 @@ class Layer(NamedTuple):
     content: dict
 
 
-def expanded(args: list[str]) -> list[str]:
-    """A command line with its configs first, each composed, and the run folder in its place.
+def expanded(args: list[str]) -> tuple[list[str], dict[str, dict]]:
+    """A command line with its configs first, and what those say, composed, with the run folder in its place.
 
-    Options go over configs wherever they stand. The configs keep their order, and so do the options.
+    Options go over configs wherever they stand. The configs keep their order, and so do the options. A job
+    that has no file of its own goes by a file of its recipe, in a spelling of its own.
+
+    Returns:
+        The command line, and what each of its configs says.
 
     Raises:
         UsageError: as `compose`; or a run is named, and no config has a path below it.
@@ -72,13 +74,17 @@ def expanded(args: list[str]) -> list[str]:
     configs, options = _split(args)
     named = [value for flag, value in pairwise(_split_equals(options)) if flag == f"--{RUN}"]
     run = named[-1] if named else None
-    composed = [compose(Path(config), run) for config in configs]
+    composed: dict[str, dict] = {}
+    for config in configs:
+        content = compose(Path(config), run)
+        file = config if Path(config).is_file() else str(layers(Path(config))[-1].source)
+        while file in composed:
+            file = f"{Path(file).parent}/./{Path(file).name}"
+        composed[file] = content
     if run and configs and not any(uses_run(_merged(Path(config))) for config in configs):
         raise UsageError(f"--run {run} moves nothing: no path of {configs[0]} begins with $run.")
-    # Sorted, because the parser wants class_path before init_args.
-    texts = [yaml.safe_dump(config, sort_keys=True) for config in composed]
     options = _with_full_names(options)
-    return [*options[:1], *(part for text in texts for part in ("-c", text)), *options[1:]]
+    return [*options[:1], *(part for file in composed for part in ("-c", file)), *options[1:]], composed
 
 
 def next_command(args: list[str]) -> str | None:

@@ -16,9 +16,9 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar, Timer, TQDMProgressBar
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -28,6 +28,7 @@ from vqvae2.cli.composition import UsageError
 from vqvae2.cli.help import help_text
 from vqvae2.cli.parsing import SuiteParser, expand_homes, refuse_keys_given_twice
 from vqvae2.cli.recipes import expanded, next_command
+from vqvae2.cli.save_config import SaveConfig
 from vqvae2.cli.usage import (
     check_devices,
     check_job,
@@ -66,7 +67,8 @@ def main(args: list[str] | None = None) -> None:
         if args[1:] in (["-h"], ["--help"]):
             print(help_text(args[0]))
             return
-        command = expanded(args)  # what is wrong with the files themselves is said before anything else
+        # What is wrong with the files themselves is said before anything else.
+        command, SuiteParser.composed = expanded(args)
         _quiet_lightning()
         SuiteCLI(command)
         if rank_zero_only.rank == 0 and (following := next_command(args)):
@@ -117,40 +119,6 @@ def _end_stopped(stop: Stopped) -> NoReturn:
     # Lightning kills all processes that it has launched when one of them fails; only the first may tell.
     outside = {"TORCHELASTIC_RUN_ID", "SLURM_NTASKS"} & set(os.environ)
     sys.exit(0 if int(os.environ.get("LOCAL_RANK", 0)) and not outside else stop.status)
-
-
-class SaveConfig(SaveConfigCallback):
-    """Writes the composed config to `config.yaml` in the run folder, and to W&B when it is on.
-
-    It waits for the first batch, so that a job that fails before leaves the config of an earlier run alone.
-    """
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Too early."""
-
-    def _on_first_batch(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if self.already_saved or trainer.sanity_checking:
-            return
-        self.already_saved = True
-        if trainer.is_global_zero:
-            self.save_config(trainer, pl_module, trainer.state.fn)
-
-    on_train_batch_start = on_validation_batch_start = _on_first_batch
-    on_test_batch_start = on_predict_batch_start = _on_first_batch
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        config = self.config.clone()
-        for name in ("resume", "allow_inexact_resume"):  # the file, used as a config, goes on with the run
-            config.pop(name, None)
-        text = self.parser.dump(config, skip_unset=False)
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f"{self.config_filename}.part"
-        part.write_text(text, encoding="utf-8")
-        part.replace(folder / self.config_filename)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_hyperparams(yaml.safe_load(text))
 
 
 class SuiteCLI(LightningCLI):
