@@ -24,6 +24,7 @@ class ImageProgress(TQDMProgressBar):
 
     def __init__(self) -> None:
         super().__init__()
+        self._bar: tqdm | None = None
         self._batches: list[Iterator[range]] = []  # of this rank that are still to come, in each split
         self._begun_at = self._mine = self._done = self._total = 0  # images
 
@@ -37,7 +38,7 @@ class ImageProgress(TQDMProgressBar):
 
     def init_predict_tqdm(self) -> tqdm:
         terminal = sys.stdout.isatty()
-        return tqdm(
+        self._bar = tqdm(
             total=self._total,
             initial=self._begun_at,
             desc=self.predict_description,
@@ -48,6 +49,7 @@ class ImageProgress(TQDMProgressBar):
             dynamic_ncols=terminal,
             mininterval=0.1 if terminal else 30,
         )
+        return self._bar
 
     def on_predict_batch_start(self, *_: Any) -> None:
         """Where Lightning would begin a bar for each split."""
@@ -69,5 +71,5 @@ class ImageProgress(TQDMProgressBar):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        if self._predict_progress_bar is not None:
-            self.predict_progress_bar.close()
+        if self._bar is not None:
+            self._bar.close()
