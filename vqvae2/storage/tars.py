@@ -205,11 +205,11 @@ def _members(path: Path, name: str) -> Iterator[tarfile.TarInfo]:
 
 
 def _next_archive(data: BinaryIO, start: int) -> int | None:
-    """Where the first block that is not empty begins, in bytes; None if there is none."""
+    """Where the first byte that is not 0 lies: a header begins with a name. None if there is none."""
     data.seek(start)
     while block := data.read(2048 * _BLOCK):
         if content := block.lstrip(b"\0"):
-            return start + (len(block) - len(content)) // _BLOCK * _BLOCK
+            return start + len(block) - len(content)
         start += len(block)
     return None
 
@@ -234,7 +234,7 @@ def _json_label(text: bytes, field: str, sample: str) -> int | str:
         found = ", ".join([*content][:5]) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{sample}: its .json has no field '{field}', but {found or 'nothing'}.")
     value = content[field]
-    if isinstance(value, int | str) and not isinstance(value, bool) and value != "":
+    if isinstance(value, int | str) and value != "":
         label = _integer(str(value).encode())
         if label is not None or isinstance(value, str):
             return value if label is None else label
