@@ -74,11 +74,11 @@ def test_a_flat_folder_keeps_its_broken_links_too(tmp_path, caplog):
 
 def test_other_files_are_counted_by_ending_and_said_once(tmp_path, caplog):
     write(tmp_path, ["cat/0.png", "dog/1.png", *(f"cat/{i}.txt" for i in range(11)), "dog/x.HEIC", "README"])
-    os.mkfifo(tmp_path / "dog/pipe.bin")  # to open it would wait for ever
+    os.mkfifo(tmp_path / "dog/pipe.png")  # to open it would wait for ever
     for _ in range(2):
         assert len(open_source(str(tmp_path))) == 2
     said = [record.getMessage() for record in caplog.records]
-    listed = ".txt (11), .heic (1), .bin (1), without an ending (1)"
+    listed = ".txt (11), .heic (1), .png (1), without an ending (1)"
     assert len(said) == 1
     assert set(said[0].partition("pictures: ")[2].split(", ")) == set(listed.split(", "))
     assert said[0].startswith(f"{tmp_path}: passed over 14 files other than pictures: .txt (11), ")
