@@ -15,6 +15,8 @@ import numpy as np
 import webdataset
 from PIL import Image
 
+from vqvae2.surroundings import home_path, show_any_name
+
 SHARDS = {
     **{f"train-{number - 1:04d}": f"data_batch_{number}.bin" for number in range(1, 6)},
     "test-0000": "test_batch.bin",
@@ -55,11 +57,12 @@ def write_shard(path: Path, name: str, records: np.ndarray) -> None:
 
 
 def main() -> None:
+    show_any_name()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("archive", type=Path, help="cifar-10-binary.tar.gz")
-    parser.add_argument("folder", type=Path, help="where the tars go")
+    parser.add_argument("archive", type=home_path, help="cifar-10-binary.tar.gz")
+    parser.add_argument("folder", type=home_path, help="where the tars go")
     arguments = parser.parse_args()
     try:
         batches = read_batches(arguments.archive)

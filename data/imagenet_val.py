@@ -14,6 +14,8 @@ from pathlib import Path
 
 import scipy.io
 
+from vqvae2.surroundings import home_path, show_any_name
+
 
 def labels_of_devkit(folder: Path) -> dict[str, str]:
     """Class folder (WordNet id) by image name, from `data/` of the development kit."""
@@ -47,11 +49,14 @@ def sort_images(folder: Path, labels: dict[str, str]) -> int:
 
 
 def main() -> None:
+    show_any_name()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("val", type=Path, help="folder with ILSVRC2012_val_00000001.JPEG and so on")
-    parser.add_argument("labels", type=Path, help="ILSVRC2012_devkit_t12 (a folder) or LOC_val_solution.csv")
+    parser.add_argument("val", type=home_path, help="folder with ILSVRC2012_val_00000001.JPEG and so on")
+    parser.add_argument(
+        "labels", type=home_path, help="ILSVRC2012_devkit_t12 (a folder) or LOC_val_solution.csv"
+    )
     arguments = parser.parse_args()
     try:
         read = labels_of_devkit if arguments.labels.is_dir() else labels_of_table

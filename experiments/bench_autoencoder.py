@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from timing import add_beside, compare, describe_machine, print_table
 from vqvae2.nn.hierarchical import HierarchicalVQVAE
 from vqvae2.nn.quantizer import update_codebooks
+from vqvae2.surroundings import home_path
 from vqvae2.training.autoencoder import AutoencoderModule
 from vqvae2.training.schedules import Constant
 
@@ -157,7 +158,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="also this suite's step with torch.compile")
     add_beside(parser)
-    parser.add_argument("--against", type=Path, metavar="CLONE", help="folder of the public port")
+    parser.add_argument("--against", type=home_path, metavar="CLONE", help="folder of the public port")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     clone = load_clone(options.against) if options.against else None

@@ -27,6 +27,7 @@ from configured import PRIOR_26M
 from timing import add_beside, compare, describe_machine, print_table
 from vqvae2.nn.causal import CausalAttention
 from vqvae2.nn.pixelsnail import PixelSNAIL
+from vqvae2.surroundings import home_path
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LEARNING_RATE = 3e-4
@@ -113,7 +114,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a small network on a small grid")
     parser.add_argument("--compile", action="store_true", help="also the step with torch.compile")
     add_beside(parser)
-    parser.add_argument("--against", type=Path, metavar="CLONE", help="folder of the public port")
+    parser.add_argument("--against", type=home_path, metavar="CLONE", help="folder of the public port")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
 

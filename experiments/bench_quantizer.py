@@ -16,7 +16,6 @@ import argparse
 import importlib.util
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -26,6 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from bench_autoencoder import load_clone
 from timing import add_beside, compare, describe_machine, print_table
 from vqvae2.nn.quantizer import VectorQuantizer
+from vqvae2.surroundings import home_path
 
 IMAGES, SIDE, DIM, NUM_CODES = 16, 64, 64, 512
 DECAY, EPS, BETA = 0.99, 1e-5, 0.25
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add_beside(parser)
-    parser.add_argument("--against", type=Path, metavar="CLONE", help="folder of the public port")
+    parser.add_argument("--against", type=home_path, metavar="CLONE", help="folder of the public port")
     options = parser.parse_args()
     clone = load_clone(options.against) if options.against else None
     torch.manual_seed(0)

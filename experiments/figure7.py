@@ -27,6 +27,7 @@ from paper import DATA, FIGURE_7
 from verdicts import NONE, print_table, read_verdict
 from vqvae2.cli.recipes import compose
 from vqvae2.evaluation.pictures import Point, curves, figure_key
+from vqvae2.surroundings import home_path, show_any_name
 
 CONFIGS = Path("configs")
 TEMPERATURES, KEPT, REAL, OTHERS = "#2a6f97", "#c8553d", "#588157", "#555555"
@@ -35,6 +36,7 @@ REFERENCES = {"held_out": ("*", "held-out originals"), "reconstructions": ("s", 
 
 
 def main() -> None:
+    show_any_name()
     options = _arguments()
     try:
         if options.only_plot is None:
@@ -66,7 +68,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--sample-options", default="", help="more of the sample jobs' command line, quoted")
     parser.add_argument("--eval-options", default="", help="more of the verdict's command line, quoted")
-    parser.add_argument("--only-plot", type=Path, metavar="EVAL", help="a verdict's folder; nothing is run")
+    parser.add_argument(
+        "--only-plot", type=home_path, metavar="EVAL", help="a verdict's folder; nothing is run"
+    )
     options = parser.parse_args()
     if (options.config is None) == (options.only_plot is None):
         parser.error("give a config such as demo, or --only-plot with a verdict's folder")

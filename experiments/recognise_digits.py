@@ -21,14 +21,18 @@ from torch import from_numpy
 from vqvae2.data.sources import ImageSource, open_source
 from vqvae2.jobs.scores import read_scores
 from vqvae2.sampling.rejection import keep_best
+from vqvae2.surroundings import at_home, show_any_name
 
 NUM_TRAIN = 4500  # of the 5,000 digits; the others show how good the judge is
 SIDE = 32
 
 
 def main() -> None:
+    show_any_name()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("samples", help="location of samples with labels, such as runs/demo/samples")
+    parser.add_argument(
+        "samples", type=at_home, help="location of samples with labels, such as runs/demo/samples"
+    )
     parser.add_argument(
         "--fractions", type=float, nargs="+", default=[1.0], metavar="F", help="best of each class; 1 is all"
     )

@@ -46,6 +46,7 @@ from report_verdict import (
     trade_offs,
 )
 from verdicts import print_table
+from vqvae2.surroundings import at_home, home_path, show_any_name
 
 VERDICT, ACCURACY = "vqvae2-verdict-2", "vqvae2-accuracy-1"
 HEADLINES = ("fid", "is", "precision", "recall", "class_accuracy")
@@ -100,10 +101,13 @@ class Run(NamedTuple):
 
 
 def main() -> None:
+    show_any_name()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="folder of a data set's runs, such as runs/demo")
-    parser.add_argument("--eval", nargs="+", default=["eval"], help="verdicts: folders in it, or paths")
-    parser.add_argument("--out", type=Path, help="the page; report.html in the run's folder")
+    parser.add_argument("run", type=home_path, help="folder of a data set's runs, such as runs/demo")
+    parser.add_argument(
+        "--eval", type=at_home, nargs="+", default=["eval"], help="verdicts: folders in it, or paths"
+    )
+    parser.add_argument("--out", type=home_path, help="the page; report.html in the run's folder")
     arguments = parser.parse_args()
     matplotlib.use("Agg")
     out = arguments.out or arguments.run / "report.html"

@@ -8,11 +8,11 @@ Reads the `metrics.json` that `make eval-fid CONFIG=X` leaves, of any data set a
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from paper import DATA, PAPER, TABLE_1
 from verdicts import NONE, print_table, read_verdict
+from vqvae2.surroundings import home_path, show_any_name
 
 ROWS = {  # names of figures, what the table calls them, digits after the point
     **{f"nll_{level}": (f"NLL {level}, nats a code", 2) for level in ("top", "mid", "bottom")},
@@ -25,8 +25,11 @@ NOT_COMPARABLE = (
 
 
 def main() -> None:
+    show_any_name()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", type=Path, nargs="+", help="folders of data sets' runs, such as runs/demo")
+    parser.add_argument(
+        "runs", type=home_path, nargs="+", help="folders of data sets' runs, such as runs/demo"
+    )
     parser.add_argument("--markdown", action="store_true", help="for a README")
     options = parser.parse_args()
     try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import paper
+from vqvae2.surroundings import home_path, show_any_name
 from vqvae2.training.classification_report import FORMAT, REPORT
 
 RUNS = {"VQ-VAE-2": "cas", "real data": "classifier"}  # what a network was trained on: its run folder
@@ -20,8 +21,9 @@ _COLUMNS = ("top-1", "top-5")
 
 
 def main() -> None:
+    show_any_name()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="folder of a data set's runs, such as runs/demo")
+    parser.add_argument("run", type=home_path, help="folder of a data set's runs, such as runs/demo")
     run = parser.parse_args().run
     try:
         reports = {model: read_report(run, name) for model, name in RUNS.items()}

@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+from pathlib import Path
 
 
 def at_home(path: str) -> str:
@@ -20,6 +21,11 @@ def at_home(path: str) -> str:
         who = "this user has no home (HOME is not set)" if name == "~" else f"there is no user '{name[1:]}'"
         raise ValueError(f"{path}: {who}. Give the whole path; what is really called so is ./{path}.")
     return found
+
+
+def home_path(path: str) -> Path:
+    """`at_home` as a path, for the arguments of scripts."""
+    return Path(at_home(path))
 
 
 def show_any_name() -> None:

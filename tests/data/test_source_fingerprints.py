@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from tests.data.image_files import png, write, write_members, write_tar
-from vqvae2.data import tars
 from vqvae2.data.sources import open_source
 from vqvae2.storage import tars
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+_MERGE = "tag:yaml.org,2002:merge"
+
 
 class UsageError(ValueError):
     """The command line or a config asks for something that does not exist."""
@@ -60,8 +62,8 @@ def read_config(path: Path) -> dict:
     """
     text = _text(path)
     try:
-        check_keys(text)
-        content = yaml.safe_load(text)
+        root, loader = check_keys(text), yaml.SafeLoader("")
+        content = None if root is None else loader.construct_document(root)
     except UsageError as error:
         raise UsageError(f"{path}, {error}") from None
     except yaml.MarkedYAMLError as error:
@@ -107,8 +109,8 @@ def dotted_keys(config: dict) -> dict[str, list[str]]:
     }
 
 
-def check_keys(text: str) -> None:
-    """Every mapping in a YAML has each key once; of two, readers keep the last without a word.
+def check_keys(text: str) -> yaml.Node | None:
+    """A YAML's nodes, of which every mapping has each key once; of two, readers keep the last without a word.
 
     Keys are the same if they are written the same or mean the same: `1` and `"1"`, `yes` and `true`.
 
@@ -126,13 +128,15 @@ def check_keys(text: str) -> None:
         if id(node) in seen or not isinstance(node, yaml.CollectionNode):
             return
         seen.add(id(node))
-        if isinstance(node, yaml.MappingNode):
-            _check_mapping(node, keys)
         for child in node.value:
             for part in child if isinstance(child, tuple) else (child,):
                 check(part, (*above, id(node)))
+        if isinstance(node, yaml.MappingNode):
+            _check_mapping(node, keys)
+            _merge_within(node)
 
     check(root, ())
+    return root
 
 
 def _check_mapping(node: yaml.MappingNode, keys: yaml.SafeLoader) -> None:
@@ -141,12 +145,27 @@ def _check_mapping(node: yaml.MappingNode, keys: yaml.SafeLoader) -> None:
         if not isinstance(key, yaml.ScalarNode):
             continue  # the reader refuses it
         line = key.start_mark.line + 1
-        is_merge = key.tag == "tag:yaml.org,2002:merge"
-        meaning = key.value if is_merge else keys.construct_object(key)
+        meaning = key.value if key.tag == _MERGE else keys.construct_object(key)
         if (first := lines.get(meaning, lines.get(key.value))) is not None:
-            mend = "Merge several as <<: [*a, *b]." if is_merge else "Keep one."
+            mend = "Merge several as <<: [*a, *b]." if key.tag == _MERGE else "Keep one."
             raise UsageError(f"line {line}: '{key.value}' is given twice, first in line {first}. {mend}")
         lines |= {meaning: line, key.value: line}
+
+
+def _merge_within(node: yaml.MappingNode) -> None:
+    """What `<<` brings, in place: of several, the first that has a key, but the mapping's own before all.
+
+    PyYAML 6.0.4 takes the last instead, and of keys of one letter another one (yaml.org/type/merge.html).
+    """
+    brought = [value for key, value in node.value if key.tag == _MERGE]
+    sources = brought[0].value if brought and isinstance(brought[0], yaml.SequenceNode) else brought
+    if not all(isinstance(source, yaml.MappingNode) for source in sources):
+        return  # which the reader refuses
+    pairs = [pair for pair in node.value if pair[0].tag != _MERGE]
+    for source in sources:
+        known = {str(key.value) for key, _ in pairs}
+        pairs += [pair for pair in source.value if str(pair[0].value) not in known]
+    node.value = pairs
 
 
 def did_you_mean(path: Path) -> str:

@@ -1,6 +1,7 @@
 """The parser of the command line: configs with their bases, no key twice, `~` as the home."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,9 +34,12 @@ def refuse_keys_given_twice() -> None:
 
 
 def _load_strictly(text: str) -> Any:
+    if re.search("[\ud800-\udfff]", text):
+        return text  # bytes of a file's name that are no text: YAML has them only escaped
     if "{" in text or "\n" in text:
         check_keys(text)
-    return _load_yaml(text)
+    # The parser's own reader, which is in C, refuses them escaped too.
+    return yaml.safe_load(text) if re.search(r"\\u[dD][89a-fA-F]", text) else _load_yaml(text)
 
 
 def expand_homes(config: Namespace) -> None:
