@@ -1,6 +1,7 @@
 """The smallest module and data that the command line can run, with options of every kind."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import lightning as L
@@ -70,3 +71,27 @@ class UnbuildableModule(FakeModule):
 
     def __init__(self) -> None:
         raise TypeError("not a width")
+
+
+class PathModule(FakeModule):
+    """Takes paths of every kind."""
+
+    def __init__(
+        self,
+        *,
+        checkpoint: Path,
+        priors: list[str] | None = None,
+        samples: dict[str, str] | None = None,
+        others: dict[str, str | None] | None = None,
+        plain: str | Path = "x",
+    ) -> None:
+        super().__init__(hidden=1)
+        self.checkpoint, self.priors, self.plain = checkpoint, priors, plain
+        self.samples, self.others = samples, others
+
+
+class PathCallback(L.Callback):
+    """Takes a path."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_cli import JOB, write
 from vqvae2.surroundings import at_home, home_path, show_any_name
 
 
@@ -93,3 +94,17 @@ def test_scripts_take_the_home_too_and_show_any_name(script, tmp_path):
     assert done.returncode == 1
     assert str(tmp_path).encode() + rb"/caf\xe9" in done.stdout + done.stderr
     assert b"UnicodeEncodeError" not in done.stderr
+
+
+def test_a_command_shows_any_name(tmp_path):
+    write(tmp_path / "job.yaml", JOB)
+    options = ["-c", "job.yaml", "--trainer.default_root_dir", "café", "--print_config"]
+    done = subprocess.run(
+        [sys.executable, "-m", "vqvae2.cli", "fit", *options],
+        env={"PYTHONIOENCODING": "ascii:strict", "PATH": "", "PYTHONPATH": ":".join(sys.path)},
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert rb"default_root_dir: caf\xe9" in done.stdout

@@ -377,6 +377,17 @@ def test_what_a_fit_trains_is_looked_at_as_it_was_last_saved(folder, capsys, ver
     )
 
 
+def test_a_best_checkpoint_that_no_validation_has_written_names_the_last(folder, capsys):
+    cli.main(["fit", "-c", "job.yaml"])
+    status, message = failure(capsys, "test", "-c", "job.yaml", "--ckpt_path", "best")
+    assert (status, message) == (
+        1,
+        "There is no checkpoint run/best.ckpt (--ckpt_path). The run was trained, but no validation has "
+        "written it yet. Name run/last.ckpt, or let the run validate: trainer.val_check_interval within its "
+        "steps, checkpoint.monitor with the figure that chooses.",
+    )
+
+
 def test_a_job_that_fails_before_its_first_batch_leaves_the_run_folder_alone(folder, capsys):
     wrong = ["fit", "-c", "job.yaml", "--checkpoint.monitor", "val/los"]
     failure(capsys, *wrong)

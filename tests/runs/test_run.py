@@ -9,6 +9,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+import wandb
 from PIL import Image
 
 from tests.fake_jobs import FakeData, FakeModule
@@ -272,3 +273,55 @@ def test_disabled_wandb_leaves_nothing(tmp_path, no_account, monkeypatch):
     logger.log_metrics({"loss": 1.0}, step=0)
     logger.experiment.finish()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("paste-your-key-here", "W&B takes the key for none .*40"),
+        ("x" * 39, "W&B takes the key for none .*40"),
+        ("<your key of 40 letters> " * 3 + "<your key>", "W&B takes the key for none"),
+        (" \n", "W&B has no key"),
+        ("paste-your-key-here\n", "W&B takes the key for none .*40"),
+    ],
+)
+def test_a_key_that_is_none_warns_and_logs_offline(tmp_path, no_account, monkeypatch, key, reason):
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    with pytest.warns(UserWarning, match=reason) as warned:
+        logger = WandbLogger(WandbSettings(), tmp_path)
+    assert len(warned) == 1
+    assert "this run is logged offline" in str(warned[0].message)
+    logger.log_metrics({"loss": 1.0}, step=3)
+    logger.experiment.finish()
+    [folder] = (tmp_path / "wandb").glob("offline-run-*")
+    assert list(folder.glob("run-*.wandb"))
+
+
+def test_a_server_that_refuses_the_key_leaves_the_run_offline(tmp_path, no_account, monkeypatch):
+    logger = WandbLogger(WandbSettings(mode="offline"), tmp_path)
+    logger._options["mode"] = "online"
+    init = wandb.init
+
+    def refused(**options):
+        if options["mode"] == "online":
+            raise wandb.errors.AuthenticationError("401")
+        return init(**options)
+
+    monkeypatch.setattr(wandb, "init", refused)
+    with pytest.warns(UserWarning, match=r"W&B did not start \(401\), so this run is logged offline"):
+        logger.log_metrics({"loss": 1.0}, step=3)
+    logger.experiment.finish()
+    assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
+def test_a_token_without_a_file_is_left_out(tmp_path, no_account, monkeypatch):
+    monkeypatch.setenv("WANDB_IDENTITY_TOKEN_FILE", str(tmp_path / "none"))
+    with pytest.warns(UserWarning, match="W&B's token is left out: WANDB_IDENTITY_TOKEN_FILE is .*/none"):
+        logger = WandbLogger(WandbSettings(mode="offline"), tmp_path)
+    logger.log_metrics({"loss": 1.0}, step=3)
+    logger.experiment.finish()
+
+
+def test_settings_that_wandb_does_not_know_are_refused_at_the_start(tmp_path, no_account):
+    with pytest.raises(ValueError, match=r"^W&B cannot be set up: Invalid project name 'a/b'"):
+        WandbLogger(WandbSettings(project="a/b", mode="offline"), tmp_path)

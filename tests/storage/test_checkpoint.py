@@ -97,3 +97,16 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="not a checkpoint of this suite"):
         load_network(tmp_path / "other.ckpt", "prior")
+
+
+def test_a_best_checkpoint_that_no_validation_has_written_is_told_from_a_run_that_was_not_trained(tmp_path):
+    best = tmp_path / "best.ckpt"
+    with pytest.raises(ValueError, match=r"best.ckpt. Train it first: lightning fit"):
+        load_network(best, "autoencoder")
+    save_autoencoder(tmp_path / "last.ckpt")
+    with pytest.raises(
+        ValueError, match=r"no validation has written it yet. Name .*last.ckpt.*val_check_interval"
+    ):
+        load_network(best, "autoencoder")
+    with pytest.raises(ValueError, match=r"other.ckpt. Train it first: lightning fit"):
+        load_network(tmp_path / "other.ckpt", "autoencoder")
