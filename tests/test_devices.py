@@ -7,8 +7,8 @@ import torch
 from jsonargparse import Namespace
 
 from tests.test_cli import JOB, failure, write
-from vqvae2.composition import UsageError
-from vqvae2.usage import check_devices
+from vqvae2.cli.composition import UsageError
+from vqvae2.cli.usage import check_devices
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from tests.test_cli import JOB, composed, failure, write
-from vqvae2 import cli
+from vqvae2.cli import suite as cli
 
 
 @pytest.fixture

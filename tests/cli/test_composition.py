@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from vqvae2.cli.composition import UsageError, check_keys, merge, read_config
-from vqvae2.cli.recipes import compose, config_files
+from vqvae2.cli.recipes import compose, config_files, expanded
 
 A, B, C = ({"class_path": name} for name in "ABC")
 
