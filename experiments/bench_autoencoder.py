@@ -9,6 +9,8 @@ each convolution by itself, forward and backward, on inputs of the same shape, l
 autocast, for the port too, which does not offer it itself.
 """
 
+import vqvae2  # noqa: F401 # isort: skip  # before torch: how its threads wait
+
 import argparse
 import copy
 import importlib

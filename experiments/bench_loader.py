@@ -9,6 +9,8 @@ a config caches are decoded once, so the second epoch is timed apart (if the fir
 memory alone). The data of the configs has to be there; options unknown to this script go to the configs.
 """
 
+import vqvae2  # noqa: F401 # isort: skip  # before torch: how its threads wait
+
 import argparse
 import logging
 import tempfile

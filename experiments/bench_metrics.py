@@ -12,6 +12,8 @@ Precision, recall, density and coverage: of as many images as torch-fidelity and
 of, and of all, with the most memory that the process took until then. KID: torch-fidelity's is float32's.
 """
 
+import vqvae2  # noqa: F401 # isort: skip  # before torch: how its threads wait
+
 import argparse
 import contextlib
 import io

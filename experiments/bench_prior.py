@@ -9,6 +9,8 @@ backward, on inputs of the same shape and layout, in the same precision; those o
 they are causal. bf16 is autocast, for the port too, which does not offer it itself.
 """
 
+import vqvae2  # noqa: F401 # isort: skip  # before torch: how its threads wait
+
 import argparse
 import copy
 import importlib

@@ -12,6 +12,8 @@ Extra memory is the most that is allocated at any moment beyond what every quant
 the quantised vectors, the codes, and the gradients of the two former once they exist.
 """
 
+import vqvae2  # noqa: F401 # isort: skip  # before torch: how its threads wait
+
 import argparse
 import importlib.util
 from collections.abc import Callable

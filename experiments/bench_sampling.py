@@ -8,6 +8,8 @@ Weights are random: they take the time of trained ones. A naive sampler makes a 
 time of one is measured and multiplied by the number of codes.
 """
 
+import vqvae2  # noqa: F401 # isort: skip  # before torch: how its threads wait
+
 import argparse
 import math
 

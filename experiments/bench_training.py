@@ -7,6 +7,8 @@ A step is all that `lightning fit` does in one: forward, backward, optimiser, co
 Operations are those of the products and convolutions, forward and backward, counted by torch.
 """
 
+import vqvae2  # noqa: F401 # isort: skip  # before torch: how its threads wait
+
 import argparse
 import logging
 import time
