@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from tests.test_cli import JOB, composed, failure, write
+from tests.cli.test_cli import JOB, composed, failure, write
 from vqvae2.cli import suite as cli
 
 
