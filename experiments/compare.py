@@ -106,7 +106,7 @@ def _settings(folder: Path, job: str) -> Iterator[tuple[str, Any]]:
     """The settings in a job's config.yaml by dotted names; paths below the run's folder begin with $run."""
     path = folder / job / "config.yaml"
     content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    content.pop("run", None)
+    places = [str(folder), str(folder.resolve()), *filter(None, [content.pop("run", None)])]
 
     def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict):
@@ -116,13 +116,13 @@ def _settings(folder: Path, job: str) -> Iterator[tuple[str, Any]]:
             for i, inner in enumerate(value):
                 yield from flat(f"{name}.{i}", inner)
         else:
-            yield name, _below_run(value, folder) if isinstance(value, str) else value
+            yield name, _below_run(value, places) if isinstance(value, str) else value
 
     yield from flat("", content)
 
 
-def _below_run(value: str, folder: Path) -> str:
-    for run in (str(folder), str(folder.resolve())):
+def _below_run(value: str, places: Sequence[str]) -> str:
+    for run in places:
         if value == run or value.startswith(f"{run}/"):
             return "$run" + value.removeprefix(run)
     return value
