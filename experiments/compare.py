@@ -32,7 +32,8 @@ from report_parts import (
     training,
 )
 from verdicts import print_table, read_verdict
-from vqvae2.storage.checkpoint import read_checkpoint
+from vqvae2.runs.checkpoint_files import read_facts
+from vqvae2.storage.checkpoint import load_network, read_description
 from vqvae2.surroundings import home_path, show_any_name
 
 CURVES = {  # of a job's metrics.csv: the first column that it has
@@ -158,15 +159,13 @@ def costs_of(runs: Mapping[str, Path]) -> Rows:
 
 
 def _cost(folder: Path) -> tuple[int | None, int | None, int | None]:
-    try:
-        checkpoint = read_checkpoint(folder / "last.ckpt")
-    except ValueError:  # not trained: a gap
+    path = folder / "last.ckpt"
+    if not path.exists():  # not trained: a gap
         return None, None, None
-    buffers = ("codebook", "counts", "sums", "running_", "num_batches")  # what is not learned by gradients
-    state = checkpoint["state_dict"].items()
-    averaged = [t for name, t in state if name.startswith("average.") and not any(b in name for b in buffers)]
+    network = load_network(path, read_description(path)["kind"]).network
     seconds = _seconds(folder)
-    return sum(t.numel() for t in averaged), checkpoint["global_step"], seconds and round(seconds)
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    return weights, read_facts(path)["global_step"], seconds and round(seconds)
 
 
 def _seconds(folder: Path) -> float | None:
