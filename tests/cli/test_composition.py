@@ -15,6 +15,7 @@ TWICE = [
     ("t:\n  x: {k: 1, l: 2,\n      k: 3}\n", "line 3: 'k' is given twice, first in line 2. Keep one."),
     ("t:\n- x: 1\n- y: 1\n  y: 2\n", "line 4: 'y' is given twice, first in line 3. Keep one."),
     ("1: a\n'1': b\n", "line 2: '1' is given twice, first in line 1. Keep one."),
+    ("'1': a\n1: b\n", "line 2: '1' is given twice, first in line 1. Keep one."),
     ("0x10: a\n16: b\n", "line 2: '16' is given twice, first in line 1. Keep one."),
     ("yes: a\ntrue: b\n", "line 2: 'true' is given twice, first in line 1. Keep one."),
     ("~: a\nnull: b\n", "line 2: 'null' is given twice, first in line 1. Keep one."),
