@@ -11,6 +11,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -158,17 +159,20 @@ def read_json(path: Path, wanted: str, command: str) -> dict[str, Any] | None:
 
 
 def write_page(run: Run, out: Path) -> None:
-    """Writes the page aside and moves it to its place."""
     parts = (
         headline, samples, quality, likelihood, accuracy, curves,
         reconstructions, neighbours, completions, left_out, commands,
     )  # fmt: skip
-    sections = [part(run) for part in parts]
+    save_page(f"{run.name}: VQ-VAE-2", heading(run), [part(run) for part in parts], out)
+
+
+def save_page(title: str, header: Html, sections: Sequence[Html], out: Path) -> None:
+    """Writes a page with a list of its sections aside and moves it to its place."""
     titles = [title for found in sections for title in re.findall(r"<h2[^>]*>(.*?)</h2>", found)]
     links = [element("li", element("a", Html(title), href=f"#{anchor(title)}")) for title in titles]
     contents = element("nav", element("ul", *links), aria_label="Sections")
     style = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
-    page = document(f"{run.name}: VQ-VAE-2", style, heading(run), contents, *sections)
+    page = document(title, style, header, contents, *sections)
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(out.name + ".part")
     aside.write_text(page, encoding="utf-8")

@@ -194,6 +194,7 @@ class Column(NamedTuple):
     label: str
     colour: str
     faint: bool  # of training batches: noisy, beside the figure that counts
+    marker: str = "o"
 
 
 def chart(title: str, axes_of: Axes) -> Html:
@@ -250,7 +251,7 @@ def training(title: str, y: str, columns: Sequence[Column], *, log: bool = False
     with plt.rc_context(STYLE):
         _, axes = plt.subplots(figsize=SIZE, layout="constrained")
         for column, points in drawn:
-            style = {"alpha": 0.5, "linewidth": 0.9} if column.faint else {"marker": "o"}
+            style = {"alpha": 0.5, "linewidth": 0.9} if column.faint else {"marker": column.marker}
             axes.plot(*zip(*points, strict=True), color=column.colour, label=column.label, **style)
         axes.set(xlabel="step", ylabel=y, yscale="log" if log else "linear")
         if log:

@@ -1,9 +1,12 @@
 """What a run logs of its speed, waiting and memory; the arithmetic of speed is in `test_run`."""
 
+import time
+
 import lightning as L
 import pytest
 import torch
 
+from tests.fake_jobs import FakeData, FakeModule
 from tests.ranks import run_ranks
 from tests.training.training_run import autoencoder_module, image_data, write_images
 from vqvae2.runs import throughput
@@ -59,3 +62,47 @@ def test_memory_is_the_process_at_its_largest():
     assert 0.05 < before < 64
     assert during - before == pytest.approx(0.2, rel=0.1)
     assert after == pytest.approx(during, rel=0.01)
+
+
+def test_the_time_of_training_goes_on_when_a_run_is_resumed(tmp_path, monkeypatch):
+    """A clock that only data (2 s) and steps (6 s) move; the first batch of a start has no known wait."""
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+
+    def pass_s(seconds):
+        nonlocal now
+        now += seconds
+
+    class SlowData(FakeData):
+        def train_dataloader(self):
+            def batches():
+                for batch in self.loader:
+                    pass_s(2)
+                    yield batch
+
+            return batches()
+
+    class SlowModule(FakeModule):
+        def training_step(self, batch):
+            pass_s(6)
+            return super().training_step(batch)
+
+    def fit(steps, ckpt_path=None):
+        trainer = L.Trainer(
+            accelerator="cpu",
+            max_steps=steps,
+            log_every_n_steps=1,
+            limit_val_batches=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[Throughput()],
+        )
+        trainer.fit(SlowModule(hidden=1), SlowData(size=64), ckpt_path=ckpt_path)
+        return trainer
+
+    first = fit(4)
+    assert first.callback_metrics["speed/training_s"] == 3 * 2 + 4 * 6
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    assert fit(7, tmp_path / "last.ckpt").callback_metrics["speed/training_s"] == 30 + 2 * 2 + 3 * 6

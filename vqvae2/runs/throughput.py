@@ -19,7 +19,8 @@ class Throughput(L.Callback):
     A sample is an image or a code grid, counted over all ranks (whose shares of a batch are equal to within
     one). `data_wait` is the share of the time, in [0, 1], between the end of a step and the arrival of the
     next batch (what is queued on a GPU goes on meanwhile, so at most this share is lost). Validation is in
-    neither figure. `memory/peak_gb` is the most so far, in 10^9 bytes: what tensors took on a GPU, else the
+    neither figure. `speed/training_s` is the time of all steps so far and of their waiting, also of those
+    before the run was resumed. `memory/peak_gb` is the most so far, in 10^9 bytes: what tensors took on a GPU, else the
     process. Waiting and memory are rank 0's.
 
     By hand: Lightning's `ThroughputMonitor` does not know how long a run waits for data.
@@ -28,6 +29,8 @@ class Throughput(L.Callback):
     def __init__(self) -> None:
         self._ready_at: float | None = None  # when the loop last began to ask for a batch, or to compute
         self._step = 0  # steps done
+        self._last_wait_s = 0.0  # for the batch that is being computed
+        self._training_s = 0.0  # of all batches whose computing has ended: what a checkpoint holds
         self.restart()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -39,19 +42,29 @@ class Throughput(L.Callback):
         self._ready_at = None
 
     def on_train_batch_start(self, *_: Any) -> None:
-        self._wait_s += self._lap_s()
+        self._last_wait_s = self._lap_s()
+        self._wait_s += self._last_wait_s
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._step_s += self._lap_s()
+        computed_s = self._lap_s()
+        self._step_s += computed_s
+        self._training_s += self._last_wait_s + computed_s
         self._samples += batch_size(batch) * distributed.world_size()
         stepped = trainer.global_step > self._step  # not after the earlier ones of accumulated batches
         self._step = trainer.global_step
         if not stepped or trainer.log_every_n_steps == 0 or self._step % trainer.log_every_n_steps:
             return  # Lightning would take the figures in, and not write them
-        pl_module.log_dict(self.figures() | {"memory/peak_gb": peak_memory_gb(pl_module.device)})
+        totals = {"speed/training_s": self._training_s, "memory/peak_gb": peak_memory_gb(pl_module.device)}
+        pl_module.log_dict(self.figures() | totals)
         self.restart()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"training_s": self._training_s}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._training_s = state_dict["training_s"]
 
     def figures(self) -> dict[str, float]:
         """Samples a second and the share of waiting, over the steps since the last `restart`."""
