@@ -31,7 +31,6 @@ from report_parts import (
     percent,
     picture,
     section,
-    short,
     table,
     training,
 )
@@ -203,12 +202,7 @@ def num_weights(stage: Path) -> str | None:
     return number(sum(weights.numel() for weights in network.parameters()))
 
 
-def write_page(
-    runs: Mapping[str, Run],
-    parts: Sequence[Part],
-    settings: Sequence[list[str]],
-    out: Path,
-) -> None:
+def write_page(runs: Mapping[str, Run], parts: Sequence[Part], settings: Rows, out: Path) -> None:
     """Tables, curves and pictures of the runs; what none of them has is left out."""
     sections = [
         section(
@@ -224,13 +218,13 @@ def write_page(
     sections.insert(0, section("Settings that differ", words if settings else note("None.")))
     sections += [curves(runs)]
     sections += [pictures(runs, title, name) for title, name in PICTURES.items()]
-    entries = [part for name, run in runs.items() for part in (element("dt", name), folder_of(run))]
+    entries = [
+        part
+        for name, run in runs.items()
+        for part in (element("dt", name), element("dd", code(str(run.folder))))
+    ]
     header = element("header", element("h1", "Runs side by side"), element("dl", *entries, class_="facts"))
     save_page("Runs side by side", header, [found for found in sections if found], out)
-
-
-def folder_of(run: Run) -> Html:
-    return element("dd", code(str(run.folder)))
 
 
 def warnings(runs: Mapping[str, Run]) -> list[str]:
@@ -245,7 +239,14 @@ def curves(runs: Mapping[str, Run]) -> Html:
     for stage in stages_of(*(run.folder for run in runs.values())):
         for figure in CURVES:
             columns = [
-                Column(run.folder / stage, figure, short(name), SERIES[i % 6], False, MARKERS[i // 6 % 5])
+                Column(
+                    run.folder / stage,
+                    figure,
+                    name,
+                    SERIES[i % len(SERIES)],
+                    False,
+                    MARKERS[i // len(SERIES) % len(MARKERS)],
+                )
                 for i, (name, run) in enumerate(runs.items())
             ]
             if drawn := training(f"{stage}: {figure}", figure, columns, log=figure.endswith("mse")):

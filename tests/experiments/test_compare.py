@@ -76,7 +76,7 @@ def test_every_figure_stands_in_its_runs_column(compared, tmp_path):
     figures = page.table("Figures of each run")
     fid = figures["samples: FID (classifier) ↓"]
     assert (fid["a"], fid["b"]) == ("0.8123", "1.500")
-    error = figures[legend()["mse_val"]["name"]]
+    error = figures[legend()["mse_val"]["name"] + " ↓"]
     assert close(error["a"], 0.0222346)
     assert close(error["b"], 0.0333)
     assert figures["samples: images"] == {"a": "1,000", "b": "1,000"}
