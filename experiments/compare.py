@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from verdicts import print_table
 from vqvae2.data.latents import read_manifest
 from vqvae2.nn.contracts import network_class
 from vqvae2.storage.checkpoint import read_description
+from vqvae2.surroundings import home_path, show_any_name
 
 CURVES = ("val/mse", "val/nll_nats", "val/loss", "train/loss")  # the first that a stage's runs have is drawn
 MARKERS = "osD^v"  # one for each round through the colours
@@ -57,9 +59,12 @@ UNEQUAL = (
 
 
 def main() -> None:
+    show_any_name()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs, such as runs/a runs/b")
-    parser.add_argument("--out", type=Path, help="the page; compare.html in the folder that holds the runs")
+    parser.add_argument("runs", nargs="+", type=home_path, help="folders of runs, such as runs/a runs/b")
+    parser.add_argument(
+        "--out", type=home_path, help="the page; compare.html in the folder that holds the runs"
+    )
     arguments = parser.parse_args()
     matplotlib.use("Agg")
     try:
@@ -236,6 +241,8 @@ def warnings(runs: Mapping[str, Run]) -> list[str]:
 def curves(runs: Mapping[str, Run]) -> Html:
     """A chart a stage, a line a run."""
     charts = []
+    looks = list(product(MARKERS, SERIES))  # more than anyone tells apart
+    looks *= -(-len(runs) // len(looks))
     for stage in stages_of(*(run.folder for run in runs.values())):
         for figure in CURVES:
             columns = [
