@@ -20,8 +20,8 @@ class Throughput(L.Callback):
     one). `data_wait` is the share of the time, in [0, 1], between the end of a step and the arrival of the
     next batch (what is queued on a GPU goes on meanwhile, so at most this share is lost). Validation is in
     neither figure. `speed/training_s` is the time of all steps so far and of their waiting, also of those
-    before the run was resumed. `memory/peak_gb` is the most so far, in 10^9 bytes: what tensors took on a GPU, or
-    the process. Waiting and memory are rank 0's.
+    before the run was resumed. `memory/peak_gb` is the most so far, in 10^9 bytes: what tensors took on a
+    GPU, else the process. Waiting and memory are rank 0's.
 
     By hand: Lightning's `ThroughputMonitor` does not know how long a run waits for data.
     """
