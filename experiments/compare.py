@@ -48,10 +48,7 @@ MARKERS = "osD^v"  # one for each round through the colours
 ARROWS = {"lower": " ↓", "higher": " ↑"}
 Rows = list[list[str]]  # of the table: a name, then a cell a run
 Part = tuple[str, Rows]  # with its title
-PICTURES = {
-    "Samples": "samples",
-    "Reconstructions": "reconstructions",
-}  # and what the files' names begin with
+PICTURES = {"Samples": "samples", "Reconstructions": "reconstructions"}  # titles, how files' names begin
 UNEQUAL = (
     "The evaluations differ in networks, reference images or settings. A classifier of the run's own is "
     "another network in each run. Figures that depend on what differs cannot be compared."
