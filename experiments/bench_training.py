@@ -25,6 +25,7 @@ from configured import data_facts, module, network
 from timing import describe_machine, print_table
 from vqvae2.data.images import ImageBatch
 from vqvae2.data.latents import LatentBatch
+from vqvae2.pixels import size_of
 
 WARMUP = 3  # steps
 
@@ -58,7 +59,7 @@ class MadeUpData(L.LightningDataModule):
                 for level in self.spec.levels
             )
             return LatentBatch(codes, index % max(self.spec.num_classes, 1), index)
-        shape = (self.batch_size, self.channels, self.image_size, self.image_size)
+        shape = (self.batch_size, self.channels, *size_of(self.image_size))
         images = torch.rand(shape, generator=generator) * 2 - 1
         return ImageBatch(images, index % max(self.num_classes, 1), index, [""] * self.batch_size)
 

@@ -31,6 +31,7 @@ from PIL import Image, ImageFilter
 from configured import CONFIGS, instantiate
 from vqvae2.cli.recipes import compose
 from vqvae2.data.images import ImageDataModule
+from vqvae2.pixels import size_of
 
 SEED = 0
 BLUR = 1 / 20  # radius, of the image's side
@@ -84,7 +85,7 @@ def make_sets(data: ImageDataModule, num: int) -> tuple[tuple[np.ndarray, np.nda
         )
     reference, half, dropped = (read(data, chosen) for chosen in (first, second[:num], few[:num]))
     images, known = half
-    radius = BLUR * data.image_size
+    radius = BLUR * min(size_of(data.image_size))
     spread = random.normal(0, 255 * NOISE, images.shape)
     return reference, {
         "half": half,

@@ -10,6 +10,7 @@ from torch import nn
 
 from vqvae2.cli.recipes import compose
 from vqvae2.data.latents import LatentSpec, Level
+from vqvae2.pixels import size_of
 from vqvae2.training.base import NetworkModule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -58,9 +59,9 @@ def data_facts(name: str) -> SimpleNamespace:
         return SimpleNamespace(
             channels=images["channels"], image_size=size, num_classes=num_classes, classes=classes
         )
-    size = data_facts(f"{dataset}_vqvae").image_size
+    size = size_of(data_facts(f"{dataset}_vqvae").image_size)
     encoder = network(f"{dataset}_vqvae")
-    levels = zip(encoder.level_names, encoder.grids(size, size), encoder.codebook_sizes, strict=True)
+    levels = zip(encoder.level_names, encoder.grids(*size), encoder.codebook_sizes, strict=True)
     levels = tuple(Level(level, height, width, codes) for level, (height, width), codes in levels)
     return SimpleNamespace(spec=LatentSpec(levels, num_classes, "not trained"))
 

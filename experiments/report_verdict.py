@@ -25,6 +25,7 @@ from report_parts import (
     trade_off,
     unseen,
 )
+from vqvae2.pixels import size_of
 
 SPLIT = re.compile(r", (training images|held-out images|train|val|held out)(?=,|$)")  # in figures' names
 NETWORKS = {
@@ -88,7 +89,8 @@ def facts(verdict: Verdict) -> list[tuple[str, Html]]:
         critic = chosen.get("critic")
         found.append(("Critic", code(critic) if critic else join(["that of the sample job"])))
     colours = {1: "grey", 3: "colour"}.get(inputs["channels"], f"{inputs['channels']} channels")
-    found.append(("Images", join([f"{inputs['image_size']} x {inputs['image_size']}, {colours}"])))
+    height, width = size_of(inputs["image_size"])
+    found.append(("Images", join([f"{height} x {width}, {colours}"])))
     if "versions" in content:  # not in older verdicts
         commit, versions = (content["commit"] or "not known")[:12], content["versions"]
         found.append(

@@ -1,11 +1,39 @@
-"""Images as people and files see them: eight bits a channel."""
+"""Images as people and files see them: their size, and eight bits a channel."""
 
 import io
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
+
+
+class ImageSize(NamedTuple):
+    """Of images, in pixels."""
+
+    height: int
+    width: int
+
+
+def size_of(image_size: int | list[int]) -> ImageSize:
+    """What an option or a file means.
+
+    Raises:
+        ValueError: it is no size.
+    """
+    sides = image_size if isinstance(image_size, list | tuple) else [image_size] * 2
+    if len(sides) != 2 or not all(type(side) is int and side >= 1 for side in sides):
+        raise ValueError(
+            f"image_size is {image_size!r}, wanted the side of square images, such as 256, or [height, "
+            "width], such as [192, 320], at least 1 each."
+        )
+    return ImageSize(*sides)
+
+
+def written(size: ImageSize) -> int | list[int]:
+    """A size as files have it: squares by their side, as before there were others."""
+    return size.height if size.height == size.width else list(size)
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from vqvae2.data.augment import (
     sample_generator,
     shifted,
 )
+from vqvae2.pixels import ImageSize
 
 FFHQ = Augment(brightness=0.08, hue=0.02, saturation=0.1, contrast=0.1, noise_probability=0.5, noise_std=0.02)
 
@@ -144,7 +145,10 @@ def test_draws_depend_on_seed_epoch_and_sample_alone():
 
 def test_random_crops_reach_every_place_evenly():
     pixels = np.arange(7 * 9, dtype=np.uint8).reshape(1, 7, 9)
-    crops = [move(pixels, 5, Augment(random_crop=True), sample_generator(0, 0, i)) for i in range(3000)]
+    crops = [
+        move(pixels, ImageSize(5, 5), Augment(random_crop=True), sample_generator(0, 0, i))
+        for i in range(3000)
+    ]
     corners, counts = np.unique([crop[0, 0, 0] for crop in crops], return_counts=True)
     assert sorted(corners) == sorted(row * 9 + column for row in range(3) for column in range(5))
     assert (np.abs(counts - 200) < 60).all()
@@ -155,7 +159,10 @@ def test_random_crops_reach_every_place_evenly():
 
 def test_flips_mirror_half_of_the_images():
     pixels = np.arange(12, dtype=np.uint8).reshape(1, 3, 4)
-    results = [move(pixels[:, :, :3], 3, Augment(flip=True), sample_generator(0, 0, i)) for i in range(1000)]
+    results = [
+        move(pixels[:, :, :3], ImageSize(3, 3), Augment(flip=True), sample_generator(0, 0, i))
+        for i in range(1000)
+    ]
     mirrored = [np.array_equal(result, pixels[:, :, 2::-1]) for result in results]
     plain = [np.array_equal(result, pixels[:, :, :3]) for result in results]
     assert sum(mirrored) + sum(plain) == 1000
@@ -167,7 +174,7 @@ def test_shifts_move_whole_pixels_and_fill_with_black():
     wide = np.pad(pixels, ((0, 0), (4, 4), (4, 4)))
     seen = set()
     for i in range(500):
-        result = move(pixels, 5, Augment(shift=2), sample_generator(0, 0, i))
+        result = move(pixels, ImageSize(5, 5), Augment(shift=2), sample_generator(0, 0, i))
         (match,) = [
             (down, right)
             for down in range(-2, 3)
@@ -182,7 +189,7 @@ def test_shifts_move_whole_pixels_and_fill_with_black():
 def test_the_centre_is_the_centre():
     pixels = np.zeros((1, 9, 13), np.uint8)
     pixels[0, 4, 6] = 1
-    assert centre_crop(pixels, 5)[0, 2, 2] == 1
+    assert centre_crop(pixels, ImageSize(5, 5))[0, 2, 2] == 1
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from vqvae2.pictures.decode import (
     to_pixels,
     to_rgb,
 )
+from vqvae2.pixels import ImageSize
 
 
 def rgb(image):
@@ -184,19 +185,19 @@ def test_premultiplied_alpha(mode):
 
 
 def test_pad_centres_on_black_without_resizing(noise):
-    fitted = np.asarray(fit_image(Image.fromarray(noise[..., 0]), 32, "pad"))
+    fitted = np.asarray(fit_image(Image.fromarray(noise[..., 0]), ImageSize(32, 32), "pad"))
     expected = np.pad(noise[..., 0], ((6, 6), (1, 1)))
     assert np.array_equal(fitted, expected)
 
 
 def test_pad_shrinks_only_what_is_too_large(noise):
-    fitted = np.asarray(fit_image(Image.new("L", (64, 32), 200), 32, "pad"))
+    fitted = np.asarray(fit_image(Image.new("L", (64, 32), 200), ImageSize(32, 32), "pad"))
     assert np.array_equal(fitted, np.pad(np.full((16, 32), 200), ((8, 8), (0, 0))))
 
 
 def test_crop_resizes_the_short_side():
-    tall = fit_image(Image.new("RGB", (50, 80)), 25, "crop")
-    wide = fit_image(Image.new("RGB", (500, 333)), 256, "crop")
+    tall = fit_image(Image.new("RGB", (50, 80)), ImageSize(25, 25), "crop")
+    wide = fit_image(Image.new("RGB", (500, 333)), ImageSize(256, 256), "crop")
     assert tall.size == (25, 40)
     assert wide.size == (384, 256)
 
@@ -204,7 +205,9 @@ def test_crop_resizes_the_short_side():
 def test_shrinking_is_antialiased():
     """A fine chessboard shrunk fourfold is even grey; without a filter it would stay black or white."""
     board = np.indices((128, 128)).sum(0) % 2 * 255
-    shrunk = np.asarray(fit_image(Image.fromarray(board.astype(np.uint8)), 32, "crop")).astype(int)
+    shrunk = np.asarray(fit_image(Image.fromarray(board.astype(np.uint8)), ImageSize(32, 32), "crop")).astype(
+        int
+    )
     assert np.abs(shrunk[2:-2, 2:-2] - 127.5).max() <= 2
 
 
@@ -214,19 +217,19 @@ def test_squares_of_a_strip_are_those_of_the_whole_enlargement(shape, channels):
     """All of it, made by Pillow in one piece, against squares of it, from one end to the other."""
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     image = to_channels(Image.fromarray(pixels), channels)
-    strip = fit_image(image, 16, "crop")
+    strip = fit_image(image, ImageSize(16, 16), "crop")
     _, height, width = strip.shape
     whole = to_pixels(image.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
     assert whole.shape == strip.shape
     assert min(height, width) == 16
     for top, left in itertools.product(range(0, height - 15, 7), range(0, width - 15, 7)):
-        square = strip.crop(top, left, 16)
+        square = strip.crop(top, left, ImageSize(16, 16))
         assert np.abs(square - whole[:, top : top + 16, left : left + 16]).max() <= 1
 
 
 def test_only_what_would_become_far_too_large_is_a_strip():
-    assert isinstance(fit_image(Image.new("L", (1, 20_000)), 256, "crop"), Strip)
-    assert isinstance(fit_image(Image.new("L", (60_000, 3)), 256, "crop"), Strip)
+    assert isinstance(fit_image(Image.new("L", (1, 20_000)), ImageSize(256, 256), "crop"), Strip)
+    assert isinstance(fit_image(Image.new("L", (60_000, 3)), ImageSize(256, 256), "crop"), Strip)
     for size in [(10, 160), (300, 30_000), (32, 600)]:  # up to 16 squares; shrunk; as it is
-        assert isinstance(fit_image(Image.new("L", size), 32, "crop"), Image.Image)
-    assert fit_image(Image.new("L", (1, 20_000)), 256, "pad").size == (256, 256)
+        assert isinstance(fit_image(Image.new("L", size), ImageSize(32, 32), "crop"), Image.Image)
+    assert fit_image(Image.new("L", (1, 20_000)), ImageSize(256, 256), "pad").size == (256, 256)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from vqvae2.pictures.decode import Strip
+from vqvae2.pixels import ImageSize
 
 
 @dataclass(frozen=True)
@@ -71,20 +72,21 @@ def sample_generator(seed: int, epoch: int, sample: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch, sample))))
 
 
-def centre_crop(pixels: np.ndarray | Strip, size: int) -> np.ndarray:
-    """The middle `[C, size, size]` of `[C, H, W]`."""
+def centre_crop(pixels: np.ndarray | Strip, size: ImageSize) -> np.ndarray:
+    """The middle of `[C, H, W]`, of a size."""
     _, height, width = pixels.shape
-    return _crop(pixels, (height - size) // 2, (width - size) // 2, size)
+    return _crop(pixels, (height - size.height) // 2, (width - size.width) // 2, size)
 
 
 def move(
-    pixels: np.ndarray | Strip, size: int, augment: Augment, generator: np.random.Generator
+    pixels: np.ndarray | Strip, size: ImageSize, augment: Augment, generator: np.random.Generator
 ) -> np.ndarray:
-    """Crops `[C, H, W]` to `[C, size, size]`, flips and shifts it, as drawn."""
+    """Crops `[C, H, W]` to a size, flips and shifts it, as drawn."""
     _, height, width = pixels.shape
     down, right, mirror = generator.random(3)
     if augment.random_crop:
-        pixels = _crop(pixels, int(down * (height - size + 1)), int(right * (width - size + 1)), size)
+        top, left = int(down * (height - size.height + 1)), int(right * (width - size.width + 1))
+        pixels = _crop(pixels, top, left, size)
     else:
         pixels = centre_crop(pixels, size)
     if augment.flip and mirror < 0.5:
@@ -168,7 +170,7 @@ def hsv_to_rgb(images: torch.Tensor) -> torch.Tensor:
     return torch.stack(channels, -3)
 
 
-def _crop(pixels: np.ndarray | Strip, top: int, left: int, size: int) -> np.ndarray:
+def _crop(pixels: np.ndarray | Strip, top: int, left: int, size: ImageSize) -> np.ndarray:
     if isinstance(pixels, Strip):
         return pixels.crop(top, left, size)
-    return pixels[:, top : top + size, left : left + size]
+    return pixels[:, top : top + size.height, left : left + size.width]

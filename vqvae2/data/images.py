@@ -20,6 +20,7 @@ from vqvae2.data.order import EpochBatches, ShardBatches, check_shares
 from vqvae2.data.sources import RemoteTarSource, TarSource, open_source
 from vqvae2.data.views import ImageBatch, Split, TrainImages, ViewImages
 from vqvae2.pictures.decode import Fit
+from vqvae2.pixels import size_of, written
 from vqvae2.storage.cache import shards_at_once
 from vqvae2.storage.job_file import CONTENTS, listed_shards
 
@@ -34,10 +35,10 @@ class ImageDataModule(ChunkedDataModule):
     Args:
         train: location of the training images.
         val: location of the held-out images.
-        image_size: side of the square images that come out.
+        image_size: of the images that come out: the side of squares, or [height, width].
         batch_size: images in a batch, over all devices together; in the encode job, on each device.
         channels: 3 for colour, 1 for grey.
-        fit: crop: the short side is resized to image_size (bicubic, antialiased), then cropped, at the centre
+        fit: crop: resized until it just covers image_size (bicubic, antialiased), then cropped, at the centre
             unless augment.random_crop; pad: centred on black, never enlarged.
         augment: what is done to training images.
         num_classes: None: as many as the training images have; 0: ignore labels.
@@ -49,7 +50,7 @@ class ImageDataModule(ChunkedDataModule):
         seed: with epoch and sample, decides order and augmentation.
         strict: an unreadable or missing image is an error; otherwise it is skipped, counted and named.
         label_field: in tars, the field of each sample's .json that is its class, by number or by name.
-        cache: keep the decoded images in memory (image_size² · channels bytes each), for small data sets.
+        cache: keep the decoded images in memory (height · width · channels bytes each), for small data sets.
         encode_views: how often the encode job sees each training image: once plain, then augmented.
         encode_flips: whether it also sees each of these mirrored.
         chunk_size: images that the encode job writes into one file.
@@ -60,7 +61,7 @@ class ImageDataModule(ChunkedDataModule):
         *,
         train: str,
         val: str | None = None,
-        image_size: int,
+        image_size: int | list[int],
         batch_size: int,
         channels: int = 3,
         fit: Fit = "crop",
@@ -80,7 +81,7 @@ class ImageDataModule(ChunkedDataModule):
     ) -> None:
         super().__init__()
         self.train, self.val = train, val
-        self.image_size = image_size
+        self.image_size = written(size_of(image_size))
         self.batch_size = batch_size
         self.channels = channels
         self.fit = fit
@@ -202,7 +203,7 @@ class ImageDataModule(ChunkedDataModule):
                 )
 
     def _check_arguments(self) -> None:
-        for name in ("image_size", "batch_size", "encode_views", "chunk_size"):
+        for name in ("batch_size", "encode_views", "chunk_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, wanted at least 1.")
         for name, value in (("num_workers", self.num_workers), ("num_classes", self._num_classes or 0)):
@@ -226,8 +227,8 @@ class ImageDataModule(ChunkedDataModule):
             )
         if self.augment.random_crop and self.fit == "pad":
             raise ValueError("augment.random_crop needs fit: crop; with fit: pad use augment.shift.")
-        if self.augment.shift >= self.image_size:
-            raise ValueError(f"augment.shift is {self.augment.shift}, wanted less than {self.image_size}.")
+        if self.augment.shift >= (side := min(size_of(self.image_size))):
+            raise ValueError(f"augment.shift is {self.augment.shift}, wanted less than {side}.")
         if self.encode_views > 1 and not self.augment.does_anything:
             raise ValueError(
                 f"encode_views is {self.encode_views}, but augment is off, so all would be alike."

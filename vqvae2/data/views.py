@@ -17,6 +17,7 @@ from vqvae2.data.augment import NOTHING, Augment, centre_crop, move, recolour, s
 from vqvae2.data.order import Index
 from vqvae2.data.sources import ImageSource
 from vqvae2.pictures.decode import Fit, Strip, fit_image, to_channels, to_pixels
+from vqvae2.pixels import size_of
 from vqvae2.storage.remote import Unreachable
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ class Split:
         name: "train" or "val", for messages.
         samples: which samples of the source, int64 `[N]`.
         strict: an unreadable image is an error.
-        cache: keep decoded square images in memory that all loader workers share; each is decoded once.
+        cache: keep decoded images of exactly that size in memory that all loader workers share; each is
+            decoded once.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class Split:
         source: ImageSource,
         samples: np.ndarray,
         *,
-        image_size: int,
+        image_size: int | list[int],
         channels: int,
         fit: Fit,
         strict: bool,
@@ -64,12 +66,13 @@ class Split:
         self.source = source
         self.samples = samples
         self.image_size = image_size
+        self.size = size_of(image_size)
         self.channels = channels
         self.fit = fit
         self.strict = strict
         self._unreadable = RawArray(c_uint8, len(samples))
         self._warned = RawArray(c_uint8, 1)
-        self._cache = _Cache(len(samples), (channels, image_size, image_size)) if cache else None
+        self._cache = _Cache(len(samples), (channels, *self.size)) if cache else None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -93,7 +96,7 @@ class Split:
         except (OSError, ValueError) as error:
             self._refuse(i, error)
             return None
-        fitted = fit_image(image, self.image_size, self.fit)
+        fitted = fit_image(image, self.size, self.fit)
         if isinstance(fitted, Strip):
             return fitted
         pixels = to_pixels(fitted)
@@ -173,7 +176,7 @@ class _Cache:
 
 
 class _View(NamedTuple):
-    """One image on its way into a batch; pixels uint8 `[C, size, size]`."""
+    """One image on its way into a batch; pixels uint8 `[C, H, W]`."""
 
     pixels: np.ndarray
     generator: np.random.Generator | None
@@ -199,7 +202,7 @@ class _Images(Dataset):
 
     def __getitems__(self, batch: list[Index]) -> ImageBatch:
         views = [view for epoch, index in batch if (view := self.view(epoch, index)) is not None]
-        shape = (len(views), self.split.channels, self.split.image_size, self.split.image_size)
+        shape = (len(views), self.split.channels, *self.split.size)
         pixels = np.empty(shape, np.uint8)
         for row, view in zip(pixels, views, strict=True):
             row[:] = view.pixels
@@ -225,7 +228,7 @@ class TrainImages(_Images):
     def view(self, epoch: int, index: int) -> _View:
         pixels, i = self.split.next_readable(index)
         generator = sample_generator(self.seed, epoch, index)
-        pixels = move(pixels, self.split.image_size, self.augment, generator)
+        pixels = move(pixels, self.split.size, self.augment, generator)
         return _View(pixels, generator, self.split.label(i), i, self.split.key(i))
 
 
@@ -254,8 +257,8 @@ class ViewImages(_Images):
             return None
         generator = sample_generator(self.seed, number, i) if number else None
         if generator:
-            pixels = move(pixels, self.split.image_size, self.augment, generator)
+            pixels = move(pixels, self.split.size, self.augment, generator)
         else:
-            pixels = centre_crop(pixels, self.split.image_size)
+            pixels = centre_crop(pixels, self.split.size)
         key = self.split.key(i) + (f"#{number}" if number else "") + ("#flip" if mirrored else "")
         return _View(pixels[:, :, ::-1] if mirrored else pixels, generator, self.split.label(i), index, key)

@@ -210,13 +210,13 @@ class SampleSplit(Split):
             image = self.source.read(int(self.samples[i]))
         except OSError as error:
             raise ValueError(f"{name} cannot be read ({error}). Sample it again or remove it.") from error
-        found, wanted = (image.mode, *image.size), (_MODES[self.channels], self.image_size, self.image_size)
+        found, wanted = (image.mode, *image.size), (_MODES[self.channels], self.size.width, self.size.height)
         if found != wanted:
             raise ValueError(
                 f"{name} is {_shape(*found)}, but the real images are {_shape(*wanted)}. Judge samples "
                 "against images of their own size and colour: set image_size and channels."
             )
-        return np.asarray(image).reshape(self.image_size, self.image_size, self.channels).transpose(2, 0, 1)
+        return np.asarray(image).reshape(*self.size, self.channels).transpose(2, 0, 1)
 
 
 class _Chosen(Dataset):

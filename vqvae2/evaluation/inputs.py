@@ -1,5 +1,6 @@
 """What a verdict reads, loaded and checked against each other before any device is taken."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from vqvae2.metrics.features import FeatureNetwork, WeightsUnavailable
 from vqvae2.metrics.sizes import Wanted
 from vqvae2.nn.contracts import PriorNetwork, Tokenizer
 from vqvae2.nn.weights import fingerprint
+from vqvae2.pixels import size_of
 from vqvae2.sampling.rejection import num_enough, num_kept
 from vqvae2.storage.checkpoint import load_network
 from vqvae2.training.classifier import ClassifierFeatures, ClassifierModule
@@ -84,7 +86,7 @@ def load_code_judges(priors: Sequence[str], data: EvaluationDataModule) -> dict[
         networks[loaded.facts["level"]] = loaded.network
     if len(networks) < len(priors):
         raise ValueError(f"Several of the priors {', '.join(priors)} are of one level, wanted one each.")
-    size = {"num_pixels": data.image_size**2, "channels": data.channels}
+    size = {"num_pixels": math.prod(size_of(data.image_size)), "channels": data.channels}
     splits = ("train", "val") if priors else ("val",)
     return {
         f"latents_{split}": CodeJudge(split, spec, networks, **size)

@@ -1,5 +1,6 @@
 """The verdict: samples, reconstructions and priors of a run, in figures."""
 
+import math
 import shlex
 import sys
 import time
@@ -27,6 +28,7 @@ from vqvae2.evaluation.sample_sets import HELD_OUT, ImageSet, SetsJudge
 from vqvae2.evaluation.training_images import REAL, ReferenceJudge
 from vqvae2.metrics.sizes import InfinitySizes, KernelSubsets, Neighbourhoods, Size, Wanted
 from vqvae2.nn.contracts import Tokenizer
+from vqvae2.pixels import size_of
 from vqvae2.storage.shards import write_json
 
 REPORT = "metrics.json"  # in the run folder, trainer.default_root_dir
@@ -197,7 +199,7 @@ class EvaluationModule(L.LightningModule):
         for judge in self.codes.values():
             figures |= judge.figures()
         if data.latents is not None:
-            size = {"num_pixels": data.image_size**2, "channels": data.channels}
+            size = {"num_pixels": math.prod(size_of(data.image_size)), "channels": data.channels}
             figures |= storage_figures(data.latent_spec, **size)
         return figures
 

@@ -13,6 +13,7 @@ from vqvae2.evaluation.fractions import Part
 from vqvae2.metrics.feature_statistics import Collector, Record
 from vqvae2.metrics.sums import ReconstructionError
 from vqvae2.nn.contracts import Tokenizer
+from vqvae2.pixels import size_of
 
 HELD_OUT = "held_out"
 RECONSTRUCTIONS = "reconstructions"  # of the held-out images
@@ -50,7 +51,7 @@ class SetsJudge(nn.Module):
         self.collectors = nn.ModuleList()  # of each of these, by role
         if eyes is None:
             return
-        image = torch.zeros(1, data.channels, data.image_size, data.image_size)
+        image = torch.zeros(1, data.channels, *size_of(data.image_size))
         loaders = {name: name for name in data.candidates}
         if has_held_out and data.real != "val":  # else they are the reference
             loaders[HELD_OUT] = HELD_OUT

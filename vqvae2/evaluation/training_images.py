@@ -16,7 +16,7 @@ from vqvae2.metrics.quality import Reference, Wanted
 from vqvae2.metrics.sums import ReconstructionError
 from vqvae2.nn.contracts import Tokenizer
 from vqvae2.nn.weights import fingerprint
-from vqvae2.pixels import from_uint8
+from vqvae2.pixels import from_uint8, size_of
 
 REAL = "real"
 RECONSTRUCTED = "reconstructed"
@@ -170,7 +170,7 @@ class ReferenceJudge(nn.Module):
         }
 
     def _prepare_collectors(self) -> None:
-        image = torch.zeros(1, self.data.channels, self.data.image_size, self.data.image_size)
+        image = torch.zeros(1, self.data.channels, *size_of(self.data.image_size))
         size = self.data.num_test_samples(REAL)
         kept = {REAL: self.max_features, RECONSTRUCTED: 0}
         roles = {REAL: list(self.eyes.networks)}

@@ -11,6 +11,7 @@ from vqvae2.data.images import ImageBatch
 from vqvae2.data.latents import LatentSpec, Level
 from vqvae2.nn.contracts import Tokenizer
 from vqvae2.nn.weights import fingerprint
+from vqvae2.pixels import size_of
 from vqvae2.storage.checkpoint import load_network
 from vqvae2.training.tokenizer import check_channels
 
@@ -55,7 +56,7 @@ class EncodeModule(L.LightningModule):
         """
         images = self.trainer.datamodule
         check_channels(self.network, self.checkpoint, images)
-        grids = self.network.grids(images.image_size, images.image_size)
+        grids = self.network.grids(*size_of(images.image_size))
         levels = zip(self.network.level_names, grids, self.network.codebook_sizes, strict=True)
         self.spec = LatentSpec(
             levels=tuple(Level(name, height, width, codes) for name, (height, width), codes in levels),

@@ -11,6 +11,7 @@ from vqvae2.data.latents import Manifest, write_manifest
 from vqvae2.data.views import ViewImages
 from vqvae2.jobs.chunk_writer import ChunkWriter, Splits
 from vqvae2.jobs.encode import Encoded, EncodeModule
+from vqvae2.pixels import size_of
 from vqvae2.storage.shards import Shard
 
 
@@ -49,8 +50,8 @@ class LatentWriter(ChunkWriter):
         return f"{split}/{number:06d}.tar"
 
     def sample_bytes(self, trainer: L.Trainer, module: EncodeModule) -> int:
-        size = trainer.datamodule.image_size
-        codes = sum(height * width for height, width in module.network.grids(size, size))
+        grids = module.network.grids(*size_of(trainer.datamodule.image_size))
+        codes = sum(height * width for height, width in grids)
         return codes * CODES.itemsize + LABELS.itemsize
 
     def count_samples(self, path: Path, dataset: ViewImages, samples: range, module: EncodeModule) -> int:

@@ -22,7 +22,7 @@ TORCHVISION = "torchvision:"
 
 
 def load_critic(
-    path: str, *, num_classes: int, channels: int, image_size: int, classes: Sequence[str] = ()
+    path: str, *, num_classes: int, channels: int, image_size: int | list[int], classes: Sequence[str] = ()
 ) -> nn.Module:
     """A frozen classifier that gives logits [B, K] of images [B, C, H, W] in [-1, 1], on the CPU.
 
@@ -34,7 +34,8 @@ def load_critic(
             is that of the sorted class folders.
         num_classes: K, of the samples.
         channels: C, of the samples.
-        image_size: H and W, of the samples; torchvision's networks resize images as their weights ask for.
+        image_size: of the samples, as `pixels.written` gives it; torchvision's networks resize images as
+            their weights ask for.
         classes: the samples' class names, where known.
 
     Raises:
@@ -56,7 +57,7 @@ def load_critic(
     return loaded.network
 
 
-def trained_for(facts: Mapping[str, Any]) -> dict[str, int]:
+def trained_for(facts: Mapping[str, Any]) -> dict[str, int | list[int]]:
     """Image size, channels and number of classes of a `ClassifierModule`'s checkpoint."""
     network = facts["network"]
     return {
@@ -68,8 +69,8 @@ def trained_for(facts: Mapping[str, Any]) -> dict[str, int]:
 
 def check_classifier(
     path: str,
-    found: Mapping[str, int],
-    wanted: Mapping[str, int],
+    found: Mapping[str, int | list[int]],
+    wanted: Mapping[str, int | list[int]],
     found_classes: Sequence[str] = (),
     wanted_classes: Sequence[str] = (),
 ) -> None:
@@ -157,7 +158,7 @@ def _first(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _pairs(values: Mapping[str, int]) -> str:
+def _pairs(values: Mapping[str, int | list[int]]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 

@@ -13,7 +13,7 @@ from vqvae2.jobs.rejection_classifier import load_critic
 from vqvae2.jobs.requests import RequestBatch
 from vqvae2.nn.contracts import PriorNetwork, Tokenizer
 from vqvae2.nn.weights import fingerprint
-from vqvae2.pixels import to_uint8
+from vqvae2.pixels import ImageSize, to_uint8, written
 from vqvae2.sampling.chain import ChainSampler
 from vqvae2.sampling.draw import Draw, Sampled
 from vqvae2.sampling.rejection import log_scores
@@ -77,7 +77,7 @@ class SampleModule(L.LightningModule):
             _check_draw(draw, level.name, level.num_codes)
         self.channels = self.autoencoder.channels
         grids = [(level.height, level.width) for level in self.spec.levels]
-        self.image_size, _ = self.autoencoder.image_size(grids)
+        self.image_size = written(ImageSize(*self.autoencoder.image_size(grids)))
         # In a tuple, where Lightning does not find it: half precision is for the sampler, not for its judge.
         self._critic = (None if critic is None else self._load_critic(critic),)
         self.checkpoints = [autoencoder, *priors]

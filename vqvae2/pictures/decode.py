@@ -19,6 +19,7 @@ from PIL import ExifTags, Image
 from vqvae2.pictures import png
 from vqvae2.pictures.grey import eight_bits
 from vqvae2.pictures.profiles import to_srgb
+from vqvae2.pixels import ImageSize
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +62,8 @@ _TURNS = {
 # The mode of a picture without its transparency, where that is not RGB.
 _OPAQUE = {"1": "L", "L": "L", "LA": "L", "CMYK": "CMYK"}
 
-# A picture enlarged to more than so many squares in a row is made only where one is cut out.
-_SQUARES = 16
+# A picture enlarged to more than so many crops in a row is made only where one is cut out.
+_CROPS = 16
 _MARGIN = 4  # pixels of the source beyond a cut; bicubic enlarging looks at 2
 
 Fit = Literal["crop", "pad"]
@@ -115,7 +116,7 @@ def to_channels(image: Image.Image, channels: int, warn: Callable[[str], None] =
 
 
 class Strip(NamedTuple):
-    """A long picture to be enlarged, of which only those squares are made that are used.
+    """A long picture to be enlarged, of which only those crops are made that are used.
 
     Attributes:
         image: as it is.
@@ -125,11 +126,11 @@ class Strip(NamedTuple):
     image: Image.Image
     shape: tuple[int, int, int]
 
-    def crop(self, top: int, left: int, size: int) -> np.ndarray:
-        """A square of the enlarged picture, uint8 `[C, size, size]`."""
+    def crop(self, top: int, left: int, size: ImageSize) -> np.ndarray:
+        """A part of the enlarged picture, uint8 `[C, H, W]` of that size."""
         _, height, width = self.shape
         across, down = self.image.width / width, self.image.height / height
-        box = (left * across, top * down, (left + size) * across, (top + size) * down)
+        box = (left * across, top * down, (left + size.width) * across, (top + size.height) * down)
         # Cut before, as Pillow holds a box in float32.
         x, y = (max(0, int(start) - _MARGIN) for start in box[:2])
         part = self.image.crop(
@@ -140,25 +141,29 @@ class Strip(NamedTuple):
             )
         )
         box = (box[0] - x, box[1] - y, min(box[2] - x, part.width), min(box[3] - y, part.height))
-        return to_pixels(part.resize((size, size), Image.Resampling.BICUBIC, box))
+        return to_pixels(part.resize((size.width, size.height), Image.Resampling.BICUBIC, box))
 
 
-def fit_image(image: Image.Image, size: int, fit: Fit) -> Image.Image | Strip:
+def fit_image(image: Image.Image, size: ImageSize, fit: Fit) -> Image.Image | Strip:
     """Brings an image to `size`.
 
-    crop: the short side is resized to `size` (bicubic, antialiased); the crop itself is left to the caller.
-    pad: the image is centred on a black square of `size`, and only shrunk if it is larger than that.
+    crop: resized until it just covers `size` (bicubic, antialiased); the crop itself is left to the caller.
+    pad: the image is centred on black of `size`, and only shrunk if it is larger than that.
     """
-    side = min(image.size) if fit == "crop" else max(image.size)
-    if side > size or (side < size and fit == "crop"):
-        width, height = (max(1, round(length * size / side)) for length in image.size)
-        if side < size and max(width, height) > _SQUARES * size:
+    covers = image.height * size.width >= image.width * size.height  # once it is as wide
+    if covers == (fit == "crop"):
+        now, wanted = image.width, size.width
+    else:
+        now, wanted = image.height, size.height
+    if now > wanted or (now < wanted and fit == "crop"):
+        width, height = (max(1, round(length * wanted / now)) for length in image.size)
+        if now < wanted and width * height > _CROPS * size.width * size.height:
             return Strip(image, (len(image.getbands()), height, width))
         image = image.resize((width, height), Image.Resampling.BICUBIC)
-    if fit == "crop" or image.size == (size, size):
+    if fit == "crop" or image.size == (size.width, size.height):
         return image
-    canvas = Image.new(image.mode, (size, size))
-    canvas.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
+    canvas = Image.new(image.mode, (size.width, size.height))
+    canvas.paste(image, ((size.width - image.width) // 2, (size.height - image.height) // 2))
     return canvas
 
 

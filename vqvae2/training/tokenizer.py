@@ -12,6 +12,7 @@ from vqvae2.data.images import ImageBatch, ImageDataModule
 from vqvae2.metrics.sums import PEAK
 from vqvae2.nn.contracts import Reconstructed, Tokenizer
 from vqvae2.nn.quantizer import perplexity, usage
+from vqvae2.pixels import size_of
 from vqvae2.storage.checkpoint import description, load_network
 from vqvae2.training.base import NetworkModule
 
@@ -59,7 +60,7 @@ class TokenizerModule(NetworkModule):
     def build_network(self) -> Tokenizer:
         data: ImageDataModule = self.trainer.datamodule
         network = self.make(data.channels)
-        network.grids(data.image_size, data.image_size)
+        network.grids(*size_of(data.image_size))
         options = {"channels": data.channels, **self.options}
         self.description = description(network, options, image_size=data.image_size)
         return network
@@ -128,7 +129,7 @@ def load_tokenizer(path: str, data: ImageDataModule) -> Tokenizer:
     """
     network: Tokenizer = load_network(path, Tokenizer.kind).network
     check_channels(network, path, data)
-    network.grids(data.image_size, data.image_size)
+    network.grids(*size_of(data.image_size))
     return network
 
 
