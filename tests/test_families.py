@@ -34,8 +34,8 @@ def lightning(verb: str, folder: Path, name: str, model: dict, data: dict, *call
     return folder / name
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
+@pytest.fixture(scope="module", params=[32, [32, 64]], ids=str)
+def run(request, tmp_path_factory) -> Path:
     """A toy tokenizer, a toy prior above and the suite's own below; samples, completions, figures."""
     folder = tmp_path_factory.mktemp("family")
     pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 32), dtype=np.uint8)
@@ -43,7 +43,7 @@ def run(tmp_path_factory) -> Path:
         path = folder / f"images/{'ab'[i % 2]}/{i:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
-    size = {"image_size": 32, "channels": 1, "batch_size": 4, "holdout": 0.25}
+    size = {"image_size": request.param, "channels": 1, "batch_size": 4, "holdout": 0.25}
     images = {"class_path": "ImageDataModule", "init_args": {"train": str(folder / "images"), **size}}
     latents = {
         "class_path": "LatentDataModule",

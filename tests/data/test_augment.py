@@ -190,6 +190,20 @@ def test_the_centre_is_the_centre():
     pixels = np.zeros((1, 9, 13), np.uint8)
     pixels[0, 4, 6] = 1
     assert centre_crop(pixels, ImageSize(5, 5))[0, 2, 2] == 1
+    wide = centre_crop(pixels, ImageSize(3, 9))
+    assert wide.shape == (1, 3, 9)
+    assert wide[0, 1, 4] == 1
+
+
+def test_random_crops_of_images_that_are_not_square_reach_every_place():
+    pixels = np.arange(7 * 9, dtype=np.uint8).reshape(1, 7, 9)
+    size, augment = ImageSize(3, 8), Augment(random_crop=True)
+    crops = [move(pixels, size, augment, sample_generator(0, 0, i)) for i in range(1000)]
+    seen = {divmod(int(crop[0, 0, 0]), 9) for crop in crops}
+    assert seen == {(top, left) for top in range(5) for left in range(2)}
+    for crop in crops[:50]:
+        top, left = divmod(int(crop[0, 0, 0]), 9)
+        assert np.array_equal(crop, pixels[:, top : top + 3, left : left + 8])
 
 
 @pytest.mark.parametrize(

@@ -295,6 +295,11 @@ def test_batches_that_cannot_be_made_are_refused_with_ones_that_can(folder):
     ("options", "message"),
     [
         ({"image_size": 0}, "image_size is 0"),
+        ({"image_size": [8, 0]}, r"image_size is \[8, 0\]"),
+        (
+            {"image_size": [16, SIZE], "augment": Augment(shift=SIZE)},
+            "augment.shift is 8, wanted less than 8",
+        ),
         ({"channels": 2}, "channels is 2"),
         ({"holdout": 1.0}, "holdout is 1.0"),
         ({"holdout": 0.1, "val": "x"}, "one of the two"),

@@ -1,5 +1,6 @@
 import itertools
 import struct
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -211,6 +212,42 @@ def test_shrinking_is_antialiased():
     assert np.abs(shrunk[2:-2, 2:-2] - 127.5).max() <= 2
 
 
+def plainly_fitted(image, size, fit):
+    """The size that an image gets: tries both sides as the one that decides."""
+    tried = [Fraction(size.width, image.width), Fraction(size.height, image.height)]
+    if fit == "crop":  # as small as can be with both sides covered
+        scale = next(
+            s for s in sorted(tried) if s * image.width >= size.width and s * image.height >= size.height
+        )
+    else:  # as large as can be within, but not enlarged
+        inside = [s for s in tried if s * image.width <= size.width and s * image.height <= size.height]
+        scale = min(1, max(inside))
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+SIZES = [ImageSize(16, 32), ImageSize(32, 16), ImageSize(5, 40), ImageSize(24, 24)]
+SHAPES = [(20, 40), (40, 20), (33, 31), (16, 32), (7, 50), (8, 9), (64, 64), (3, 5), (31, 16), (100, 41)]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_any_size_is_covered_or_padded_as_a_plain_search_says(shape, size):
+    """Against every place of the result, pixel by pixel."""
+    pixels = np.random.default_rng(0).integers(1, 256, shape, dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    covered = fit_image(image, size, "crop")
+    assert np.array_equal(np.asarray(covered), np.asarray(plainly_fitted(image, size, "crop")))
+    assert covered.height >= size.height
+    assert covered.width >= size.width
+    within = np.asarray(plainly_fitted(image, size, "pad"))
+    wanted = np.zeros((size.height, size.width), np.uint8)
+    top, left = (size.height - within.shape[0]) // 2, (size.width - within.shape[1]) // 2
+    for row, column in np.ndindex(within.shape):
+        wanted[top + row, left + column] = within[row, column]
+    assert np.array_equal(np.asarray(fit_image(image, size, "pad")), wanted)
+
+
 @pytest.mark.parametrize("shape", [(300, 3), (2, 77), (70, 2)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_squares_of_a_strip_are_those_of_the_whole_enlargement(shape, channels):
@@ -225,6 +262,28 @@ def test_squares_of_a_strip_are_those_of_the_whole_enlargement(shape, channels):
     for top, left in itertools.product(range(0, height - 15, 7), range(0, width - 15, 7)):
         square = strip.crop(top, left, ImageSize(16, 16))
         assert np.abs(square - whole[:, top : top + 16, left : left + 16]).max() <= 1
+
+
+@pytest.mark.parametrize("size", [ImageSize(8, 24), ImageSize(24, 8)], ids=str)
+@pytest.mark.parametrize("shape", [(700, 3), (2, 277), (270, 2)])
+def test_other_crops_of_a_strip_are_those_of_the_whole_enlargement(shape, size):
+    """Pillow may enlarge a part's height before its width, and rounds and clips between: either is right."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+    strip = fit_image(image, size, "crop")
+    assert isinstance(strip, Strip)
+    _, height, width = strip.shape
+    assert height == size.height or width == size.width
+    wholes = [
+        np.asarray(
+            image.resize(first, Image.Resampling.BICUBIC).resize((width, height), Image.Resampling.BICUBIC)
+        )
+        for first in ((width, image.height), (image.width, height))
+    ]
+    tops, lefts = range(0, height - size.height + 1, 37), range(0, width - size.width + 1, 37)
+    for top, left in itertools.product(tops, lefts):
+        found = strip.crop(top, left, size)[0].astype(int)
+        parts = [whole[top : top + size.height, left : left + size.width] for whole in wholes]
+        assert min(np.abs(found - part).max() for part in parts) <= 1
 
 
 def test_only_what_would_become_far_too_large_is_a_strip():

@@ -210,7 +210,7 @@ class SampleSplit(Split):
             image = self.source.read(int(self.samples[i]))
         except OSError as error:
             raise ValueError(f"{name} cannot be read ({error}). Sample it again or remove it.") from error
-        found, wanted = (image.mode, *image.size), (_MODES[self.channels], self.size.width, self.size.height)
+        found, wanted = (image.mode, image.height, image.width), (_MODES[self.channels], *self.size)
         if found != wanted:
             raise ValueError(
                 f"{name} is {_shape(*found)}, but the real images are {_shape(*wanted)}. Judge samples "
@@ -256,6 +256,6 @@ def spread(num_samples: int, at_most: int | None) -> np.ndarray:
     return np.arange(count) * num_samples // count
 
 
-def _shape(mode: str, width: int, height: int) -> str:
+def _shape(mode: str, height: int, width: int) -> str:
     colour = {"L": "grey", "RGB": "RGB"}.get(mode, f"of mode {mode}")
-    return f"{width}x{height} {colour}"
+    return f"{height}x{width} {colour}"
