@@ -159,7 +159,8 @@ def test_networks_and_samples_of_another_size_are_refused_with_both_sizes(run, t
         load_critic(str(run / "classifier/last.ckpt"), num_classes=2, channels=3, image_size=[32, 16])
     place = ("--trainer.default_root_dir", str(tmp_path / "run"))
     message = failure(capsys, "test", run / "eval.yaml", "--data.image_size", "[32, 16]", *place)
-    assert "is 16x32 RGB, but the real images are 32x16 RGB" in message
+    assert "is 32x16 RGB, but the real images are 16x32 RGB" in message  # width x height
+    assert "set image_size to [16, 32]" in message
 
 
 def test_a_run_goes_on_with_its_size_only(run, tmp_path, capsys):

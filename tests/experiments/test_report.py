@@ -253,6 +253,17 @@ def test_what_was_left_out_says_why(made, tmp_path):
     assert read["real"] == {"read": "4,535", "unreadable": "17"}
 
 
+def test_sizes_of_images_are_height_and_width(made, tmp_path):
+    """Verdicts hold one number where both are the same."""
+    for size, wanted in ((32, "32 x 32, grey"), ([192, 320], "192 x 320, grey")):
+        content = verdict()
+        content["inputs"]["image_size"] = size
+        folder = make_run(tmp_path / f"{size}")
+        write_json(folder / "eval/metrics.json", content)
+        page, _ = made(folder)
+        assert wanted in page.text
+
+
 def test_the_page_is_whole_and_needs_nothing_else(made, tmp_path):
     run = make_run(tmp_path / "fake")
     page, printed = made(run)

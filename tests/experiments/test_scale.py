@@ -65,6 +65,14 @@ def test_operations_of_a_prior_in_closed_form(scale, monkeypatch):
     assert flops == 6 * positions * multiplied
 
 
+@pytest.mark.parametrize(("size", "shape"), [(8, (2, 1, 8, 8)), ([4, 12], (2, 1, 4, 12))])
+def test_made_up_images_are_of_the_config_s_size(scale, monkeypatch, size, shape):
+    module = importlib.import_module("bench_training")
+    facts = Namespace(channels=1, image_size=size, num_classes=0, classes=())
+    monkeypatch.setattr(module, "data_facts", lambda name: facts)
+    assert module.MadeUpData("made_vqvae", 2, 1).batch().images.shape == shape
+
+
 def test_time_and_traffic_in_closed_form(scale, assumed):
     job = scale.Run("made_top", steps=3600, batch=64, weights=1000, flops=10**12)
     assumed.tflops, assumed.share, assumed.network_gbs = 100, 0.5, 1e-6

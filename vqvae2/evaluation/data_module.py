@@ -20,6 +20,7 @@ from vqvae2.data.plain_samples import num_plain
 from vqvae2.data.sources import open_source
 from vqvae2.data.views import Split, ViewImages
 from vqvae2.jobs.scores import read_critic, read_scores
+from vqvae2.pixels import ImageSize, written
 
 _MODES = {1: "L", 3: "RGB"}
 _NUM_PROBES = 16  # samples that are looked at before the job starts
@@ -210,11 +211,12 @@ class SampleSplit(Split):
             image = self.source.read(int(self.samples[i]))
         except OSError as error:
             raise ValueError(f"{name} cannot be read ({error}). Sample it again or remove it.") from error
-        found, wanted = (image.mode, image.height, image.width), (_MODES[self.channels], *self.size)
+        found, wanted = (image.mode, *image.size), (_MODES[self.channels], self.size.width, self.size.height)
         if found != wanted:
+            own = written(ImageSize(image.height, image.width))
             raise ValueError(
                 f"{name} is {_shape(*found)}, but the real images are {_shape(*wanted)}. Judge samples "
-                "against images of their own size and colour: set image_size and channels."
+                f"against images of their own size and colour: set image_size to {own} and channels."
             )
         return np.asarray(image).reshape(*self.size, self.channels).transpose(2, 0, 1)
 
@@ -256,6 +258,6 @@ def spread(num_samples: int, at_most: int | None) -> np.ndarray:
     return np.arange(count) * num_samples // count
 
 
-def _shape(mode: str, height: int, width: int) -> str:
+def _shape(mode: str, width: int, height: int) -> str:
     colour = {"L": "grey", "RGB": "RGB"}.get(mode, f"of mode {mode}")
-    return f"{height}x{width} {colour}"
+    return f"{width}x{height} {colour}"
