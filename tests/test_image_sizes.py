@@ -5,6 +5,7 @@ import json
 import shutil
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,10 +17,13 @@ from tests.test_families import CONSTANT, STACK, lightning
 from tests.training.training_run import NETWORK
 from vqvae2.cli.suite import main as cli
 from vqvae2.data.latents import read_manifest
+from vqvae2.jobs.encode import EncodeModule
+from vqvae2.jobs.latent_writer import LatentWriter
 from vqvae2.jobs.prompts import PromptRequests
 from vqvae2.jobs.rejection_classifier import load_critic
 from vqvae2.jobs.sampled_codes import SampledCodes
 from vqvae2.storage.checkpoint import DESCRIPTION, load_network
+from vqvae2.training.tokenizer import load_tokenizer
 
 SIZE = [16, 32]
 TRAIN, VAL = 16, 6  # images
@@ -179,6 +183,15 @@ def test_a_size_that_does_not_divide_names_both_sides(run, tmp_path, capsys):
     assert "multiples of 4" in message
     message = failure(capsys, "predict", run / "latents.yaml", "--data.image_size", "[16, 30]", *place)
     assert "Images of 16x30 do not divide" in message
+    with pytest.raises(ValueError, match="Images of 16x30 do not divide"):
+        load_tokenizer(str(run / "vqvae/last.ckpt"), SimpleNamespace(channels=3, image_size=[16, 30]))
+
+
+def test_the_space_of_latents_is_known_beforehand(run):
+    """16 bits for each of 4 x 8 and 8 x 16 codes, 64 for the label."""
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(image_size=SIZE))
+    module = EncodeModule(str(run / "vqvae/last.ckpt"))
+    assert LatentWriter().sample_bytes(trainer, module) == 2 * (4 * 8 + 8 * 16) + 8
 
 
 @pytest.mark.parametrize("value", ["[1]", "[0, 8]", "[8, 8, 8]", "x", "[8, x]", "0", "1.5", "true"])
