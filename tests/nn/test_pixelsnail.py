@@ -245,7 +245,8 @@ def test_a_compiled_prior_trains_alike_under_the_same_names(checkpointed):
         ({"attention_layers": 9}, "0 to 3"),
         ({"heads": 3}, "attention heads"),
         ({"condition_grids": [(4, 5)]}, "whole multiple"),
-        ({"condition_grids": [(2, 4)]}, "divide by 4"),
+        ({"branch": 11, "condition_grids": [(8, 16)]}, "branch"),  # 7 codes above have 77 children
+        ({"num_codes": 14, "branch": 2, "condition_grids": [(4, 8)]}, "branch"),  # of another grid
     ],
 )
 def test_impossible_shapes_are_refused(changes, message):

@@ -100,6 +100,15 @@ def test_the_conditioning_stack(blocks):
         torch.testing.assert_close(mine, theirs, **CLOSE)
 
 
+def test_the_conditioning_stack_of_a_grid_that_does_not_halve_twice_is_that_of_a_larger_one():
+    network = redrawn(ConditioningStack(3, 4, 2))
+    x = torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    padded = torch.nn.functional.pad(x, (0, 2, 0, 3))
+    state = {f"it.{name}": value for name, value in state_of(network).items()}
+    expected = reference_prior.conditioning_stack(state, "it", padded, 2)
+    torch.testing.assert_close(network(x), expected[:, :, :5, :6], **CLOSE)
+
+
 def test_the_conditioning_stack_has_the_widths_of_the_pseudo_code():
     """1024 and 2048 units, inside the blocks 256 and 512; blocks 20 / 2 at the finer scales, 20 below."""
     with torch.device("meta"):

@@ -124,7 +124,7 @@ def test_noise_is_one_generator_an_image_and_level():
     own = Noise(0, [17], 1)
     assert torch.equal(noise[2:], own.uniforms(50))
     others = [Noise(0, [17], 0).uniforms(50), Noise(1, [17], 1).uniforms(50), noise[:1]]
-    others += [own.uniforms(50, step=0), own.uniforms(50, step=1)]
+    others += [own._replace(step=step).uniforms(50) for step in (0, 1)]
     assert not torch.equal(*others[-2:])
     assert all(not torch.equal(noise[2:], other) for other in others)
     assert ((noise >= 0) & (noise < 1)).all()

@@ -5,6 +5,7 @@ Source: VQ-VAE-2 (Razavi et al., 2019), supplement A.2, pseudo code for the cond
 """
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vqvae2.nn.batch_norm import BatchNorm
 from vqvae2.nn.recompute import run_again
@@ -36,7 +37,7 @@ class ResidualBlocks(nn.ModuleList):
 
 
 class ConditioningStack(nn.Module):
-    """Three scales down and up again: [B, in, h, w] → [B, Z, h, w].
+    """Three scales down and up again: [B, in, h, w] → [B, Z, h, w], for any grid.
 
     Args:
         in_channels: of the embedded codes of the levels above.
@@ -65,8 +66,11 @@ class ConditioningStack(nn.Module):
 
     def forward(self, x: Tensor, recompute: bool = False) -> Tensor:
         """[B, Z, h, w]; with `recompute`, blocks run again in the backward pass and keep only their input."""
+        height, width = x.shape[-2:]
+        # Both halvings need even sides; a grid that divides is not touched.
+        x = F.pad(x, (0, -width % 4, 0, -height % 4))
         h1 = self.down1(self.enter(x), recompute)
         h2 = self.down2(self.shrink1(h1), recompute)
         h3 = self.middle(self.shrink2(h2), recompute)
         h2 = self.up2(h2 + self.grow2(h3), recompute)
-        return self.up1(h1 + self.grow1(h2), recompute)
+        return self.up1(h1 + self.grow1(h2), recompute)[:, :, :height, :width]

@@ -104,6 +104,19 @@ class Tokenizer(Network):
     def forward(self, images: Tensor) -> Reconstructed:
         """Encodes and decodes images [B, C, H, W] in [-1, 1]."""
 
+    @property
+    def codebooks(self) -> dict[str, int]:
+        """The codebooks whose use is logged, with their sizes; a subclass may have several in a level."""
+        return dict(zip(self.level_names, self.codebook_sizes, strict=True))
+
+    def by_codebook(self, codes: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What each of `codebooks` has in the codes [B, h, w] of all levels."""
+        return tuple(codes)
+
+    def refinements(self, codes: Sequence[Tensor]) -> list[Tensor]:
+        """Images [B, C, H, W] of ever more of the codes: of the top level, of one level more each, of all."""
+        return [self.decode(codes, count) for count in range(1, self.num_levels + 1)]
+
     def image_size(self, grids: Sequence[Sequence[int]]) -> tuple[int, int]:
         """(H, W) of the images that such grids decode to, found on a copy without values."""
         codes = [torch.zeros(1, *grid, dtype=torch.int64, device="meta") for grid in grids]

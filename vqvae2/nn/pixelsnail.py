@@ -36,6 +36,8 @@ class PixelSNAIL(PriorNetwork, architecture="pixelsnail"):
         condition_grids: (h, w) of each level above, top first; none for the top prior.
         condition_codes: K of each level above.
         num_classes: 0 for a prior without classes.
+        branch: m, where codes are the nodes of a tree: code i is a child of the code i // m of the level just
+            above at the same position, and only its m children are possible there. 0 for any other codes.
         hidden: C.
         residual: R, width before the gate.
         layers: gated layers.
@@ -70,6 +72,7 @@ class PixelSNAIL(PriorNetwork, architecture="pixelsnail"):
         kernel: int,
         dropout: float,
         output_layers: int,
+        branch: int = 0,
         heads: int = 0,
         attention_dropout: Literal["logits", "weights"] = "logits",
         conditioning_hidden: int = 0,
@@ -80,6 +83,7 @@ class PixelSNAIL(PriorNetwork, architecture="pixelsnail"):
         self.condition_grids = tuple(tuple(above) for above in condition_grids)
         self.num_codes = num_codes
         self.num_classes = num_classes
+        self.branch = branch
         _check_widths(kernel, hidden, residual, dropout)
         require(layers >= 1, "layers", layers, "at least 1")
         require(0 <= attention_layers <= layers, "attention_layers", attention_layers, f"0 to {layers}")
@@ -89,6 +93,8 @@ class PixelSNAIL(PriorNetwork, architecture="pixelsnail"):
         require(num_classes >= 0, "num_classes", num_classes, "0 (no classes) or more")
         require(num_codes >= 1, "num_codes", num_codes, "at least 1")
         require(min(self.grid) >= 1, "grid", self.grid, "at least 1x1")
+        if branch:
+            _check_branch(branch, num_codes, self.grid, self.condition_grids, condition_codes)
         if self.condition_grids:
             _check_condition(self.grid, self.condition_grids[-1], conditioning_hidden)
             require(conditioning_blocks >= 0, "conditioning_blocks", conditioning_blocks, "0 or more")
@@ -119,7 +125,7 @@ class PixelSNAIL(PriorNetwork, architecture="pixelsnail"):
             }
         )
         self.output = nn.Sequential(*(OutputLayer(hidden, residual, dropout) for _ in range(output_layers)))
-        self.to_logits = nn.Conv2d(hidden, num_codes, 1)
+        self.to_logits = nn.Conv2d(hidden, branch or num_codes, 1)
         nn.init.zeros_(self.to_logits.weight)  # an untrained prior is uniform: ln K nats per code
         nn.init.zeros_(self.to_logits.bias)
 
@@ -131,7 +137,7 @@ class PixelSNAIL(PriorNetwork, architecture="pixelsnail"):
     def forward(
         self, codes: Tensor, conditions: Sequence[Tensor] = (), labels: Tensor | None = None
     ) -> Tensor:
-        """Logits [B, K, H, W]; those at a position depend on the codes before it only.
+        """Logits [B, K, H, W], or [B, m, H, W] of children; they depend on the codes before a position only.
 
         Args:
             codes: [B, H, W]. The grid may be cut below any row: the remaining rows' logits are the same.
@@ -141,10 +147,15 @@ class PixelSNAIL(PriorNetwork, architecture="pixelsnail"):
         return self.logits(codes, self.condition(conditions), self.embed_labels(labels))
 
     def nll(self, codes: Tensor, conditions: Sequence[Tensor], labels: Tensor) -> Tensor:
-        return F.cross_entropy(self(codes, conditions, labels).float(), codes, reduction="none")
+        logits = self(codes, conditions, labels).float()
+        return F.cross_entropy(logits, self.choices(codes), reduction="none")
 
     def loss(self, codes: Tensor, conditions: Sequence[Tensor], labels: Tensor) -> Tensor:
         return self.nll(codes, conditions, labels).mean()
+
+    def choices(self, codes: Tensor) -> Tensor:
+        """Which of the logits each code [B, H, W] is."""
+        return codes % self.branch if self.branch else codes
 
     def condition(self, conditions: Sequence[Tensor]) -> Tensor | None:
         """What the layers are told of the levels above: [B, Z, h, w] on the grid of the one just above."""
@@ -196,5 +207,16 @@ def _check_condition(grid: tuple[int, int], above: tuple[int, int], conditioning
             f"A grid of {grid[0]}x{grid[1]} cannot be conditioned on one of {above[0]}x{above[1]}: "
             "wanted a whole multiple of the one above."
         )
-    if above[0] % 4 or above[1] % 4:
-        raise ValueError(f"Conditioning halves its grid twice: {above[0]}x{above[1]} does not divide by 4.")
+
+
+def _check_branch(
+    branch: int,
+    num_codes: int,
+    grid: tuple[int, int],
+    condition_grids: Sequence[tuple[int, int]],
+    condition_codes: Sequence[int],
+) -> None:
+    parents = condition_codes[-1] if condition_codes and condition_grids[-1] == grid else 0
+    fits = num_codes == parents * branch
+    wanted = f"{num_codes} codes over those of the level above, on the same grid"
+    require(fits, "branch", branch, wanted)

@@ -7,7 +7,7 @@ Shape legend: B batch, D code dimension, H W grid, K codes, N = B·H·W vectors.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from einops import rearrange
@@ -32,19 +32,20 @@ class Quantized(NamedTuple):
     statistics: Tensor  # in training, sums and counts [K, D + 1] (may be wider) for `update`; else empty
 
 
-class VectorQuantizer(nn.Module):
-    """Replaces each vector by the nearest of K learned codes (equation 1).
+class Codebook(nn.Module):
+    """K vectors that moving averages teach. Families of equal size share the K: one, or one for each cell.
 
     Args:
         num_codes: K.
         dim: D.
         decay: gamma, decay of the moving averages of counts and sums; 0 takes the means of the last batch
             alone, and a code that it does not use becomes zero.
-        eps: Laplace smoothing of the counts.
+        eps: Laplace smoothing of the counts, over all K.
         init: first codebook. `normal` is N(0, 1) (Sonnet 1), `uniform` is U(±sqrt(3/D)) (Sonnet 2), `data`
             replaces every code by a random vector of the first batch at the first update.
-        revive_below: a code whose average count falls below this fraction of the mean count is replaced by
-            a random vector of the batch; 0 never does. Departs from the paper where it is not 0.
+        revive_below: a code whose average count falls below this fraction of its family's mean is replaced
+            by a random vector of the batch; 0 never does. Departs from the paper where it is not 0.
+        families: in how many families of neighbours the codes lie.
 
     The averages start at zero and are used bias-corrected. (Started at the codebook instead, as in several
     ports, every code that the first batch leaves unused is divided by a count near zero and never returns.)
@@ -59,6 +60,7 @@ class VectorQuantizer(nn.Module):
         eps: float,
         init: Literal["normal", "uniform", "data"],
         revive_below: float,
+        families: int = 1,
     ) -> None:
         super().__init__()
         require(num_codes >= 1, "num_codes", num_codes, "at least 1")
@@ -71,6 +73,7 @@ class VectorQuantizer(nn.Module):
         self.eps = eps
         self.init = init
         self.revive_below = revive_below
+        self.families = families
         codebook = torch.randn(num_codes, dim, dtype=torch.float32)
         if init == "uniform":
             codebook.uniform_(-((3 / dim) ** 0.5), (3 / dim) ** 0.5)
@@ -87,13 +90,66 @@ class VectorQuantizer(nn.Module):
     def dim(self) -> int:
         return self.codebook.shape[1]
 
+    @property
+    def needs_candidates(self) -> bool:
+        """Whether an update may put vectors of the batch in the place of codes."""
+        return self.init == "data" or self.revive_below > 0
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Codebook":
+        """Moves, but never narrows: codebooks stay float32 in a module that is turned to half precision."""
+        return super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), recurse)
+
+    @torch.no_grad()
+    def learn(
+        self, sums: Tensor, counts: Tensor, candidates: Tensor, *, start: Tensor, may: Tensor
+    ) -> Tensor:
+        """Moves the codes by the vectors of one step.
+
+        N ← γN + (1−γ)n, m ← γm + (1−γ)Σz (section 2.1), both divided by 1−γ^t; e = m / Laplace(N).
+
+        Args:
+            sums: [K, D], of the vectors that chose each code.
+            counts: [K], how many they are.
+            candidates: [K, D], vectors of the batch that may take the codes' places; unused without `may`.
+            start: bool [K] or [], whether a code takes its candidate whatever its count.
+            may: bool [K] or [], whether it may take it at all.
+
+        Returns:
+            bool [K], which codes took their candidates.
+        """
+        self.num_updates += 1
+        self.average_counts.lerp_(counts, 1 - self.decay)
+        self.average_sums.lerp_(sums, 1 - self.decay)
+        taken = (
+            self._take(candidates, start, may) if self.needs_candidates else torch.zeros_like(counts).bool()
+        )
+        log_decay = math.log(self.decay) if self.decay else -math.inf
+        unbias = -torch.expm1(self.num_updates * log_decay)  # 1 - decay^t
+        counts, sums = self.average_counts / unbias, self.average_sums / unbias
+        total = counts.sum()
+        smoothed = (counts + self.eps) / (total + self.num_codes * self.eps) * total
+        self.codebook.copy_(sums / smoothed[:, None])
+        return taken
+
+    def _take(self, candidates: Tensor, start: Tensor, may: Tensor) -> Tensor:
+        means = self.average_counts.view(self.families, -1).mean(1)
+        means = means.repeat_interleave(self.num_codes // self.families)
+        taken = may & (start | (self.average_counts < self.revive_below * means))
+        self.average_counts.copy_(torch.where(taken, means, self.average_counts))
+        self.average_sums.copy_(torch.where(taken[:, None], candidates * means[:, None], self.average_sums))
+        return taken
+
+
+class VectorQuantizer(Codebook):
+    """Replaces each vector by the nearest of K learned codes (equation 1); arguments as of `Codebook`."""
+
     @torch.compiler.disable  # its loop over chunks would be unrolled; the rest of a network compiles
     def forward(self, vectors: Tensor) -> Quantized:
         """Quantises `vectors` [B, D, H, W] with the codebook as it stands; writes nothing."""
         width = self._statistics_width if self.training else 0
         with without_autocast(vectors.device), exact_float32_matmul():
             found, codes, commitment, statistics = _Quantize.apply(vectors, self.codebook, width)
-        if self.training and self._needs_candidates:
+        if self.training and self.needs_candidates:
             self._offer_candidates(statistics, vectors.detach())
         return Quantized(found, codes, commitment, statistics)
 
@@ -107,33 +163,20 @@ class VectorQuantizer(nn.Module):
                 row_codes.copy_(nearest(rows, self.codebook))
         return codes
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "VectorQuantizer":
-        """Moves, but never narrows: codebooks stay float32 in a module that is turned to half precision."""
-        return super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), recurse)
-
     def lookup(self, codes: Tensor) -> Tensor:
         """The vectors [B, D, H, W] of the codes [B, H, W]."""
         return rearrange(self.codebook[codes], "b h w d -> b d h w")
 
-    @torch.no_grad()
-    def update(self, statistics: Tensor) -> None:
-        """Moves the codebook by the statistics of one step, already summed over micro-batches and ranks.
+    def update(self, statistics: Tensor) -> tuple[Tensor]:
+        """Learns from the statistics of one step, already summed over micro-batches and ranks.
 
-        N ← γN + (1−γ)n, m ← γm + (1−γ)Σz (section 2.1), both divided by 1−γ^t; e = m / Laplace(N).
+        Returns:
+            How often each code was used, [K].
         """
-        sums, counts, candidates = self._split(statistics)
-        first = self.num_updates == 0
-        self.num_updates += 1
-        self.average_counts.lerp_(counts, 1 - self.decay)
-        self.average_sums.lerp_(sums, 1 - self.decay)
-        if candidates is not None:
-            self._replace_dead_codes(candidates, everything=first & (self.init == "data"))
-        log_decay = math.log(self.decay) if self.decay else -math.inf
-        unbias = -torch.expm1(self.num_updates * log_decay)  # 1 - decay^t
-        counts, sums = self.average_counts / unbias, self.average_sums / unbias
-        total = counts.sum()
-        smoothed = (counts + self.eps) / (total + self.num_codes * self.eps) * total
-        self.codebook.copy_(sums / smoothed[:, None])
+        sums, counts, candidates = statistics.tensor_split((self.dim, self.dim + 1), 1)
+        first = (self.num_updates == 0) & (self.init == "data")
+        self.learn(sums, counts[:, 0], candidates, start=first, may=torch.ones_like(first))
+        return (counts[:, 0],)
 
     def accumulate(self, pending: Tensor, statistics: Tensor) -> Tensor:
         """Statistics of two micro-batches as of one: sums and counts add up, the last candidates stay."""
@@ -151,44 +194,37 @@ class VectorQuantizer(nn.Module):
         drawn = torch.randint(b * h * w, (len(rows),), device=vectors.device)
         rows.copy_(vectors.permute(0, 2, 3, 1)[torch.unravel_index(drawn, (b, h, w))])
 
-    def _split(self, statistics: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        candidates = statistics[:, self.dim + 1 :] if self._needs_candidates else None
-        return statistics[:, : self.dim], statistics[:, self.dim], candidates
-
-    @property
-    def _needs_candidates(self) -> bool:
-        return self.init == "data" or self.revive_below > 0
-
     @property
     def _statistics_width(self) -> int:
         """Per code: sum and number of its vectors, D + 1; behind them, if needed, a candidate, D."""
-        return self.dim + 1 + (self.dim if self._needs_candidates else 0)
-
-    def _replace_dead_codes(self, candidates: Tensor, everything: Tensor) -> None:
-        mean_count = self.average_counts.mean()
-        dead = everything | (self.average_counts < self.revive_below * mean_count)
-        self.average_counts.copy_(torch.where(dead, mean_count, self.average_counts))
-        self.average_sums.copy_(torch.where(dead[:, None], candidates * mean_count, self.average_sums))
+        return self.dim + 1 + (self.dim if self.needs_candidates else 0)
 
 
-def update_codebooks(quantizers: Sequence[VectorQuantizer], statistics: Sequence[Tensor]) -> list[Tensor]:
-    """Updates every level's codebook with one reduction over the ranks.
+class Learner(Protocol):
+    """A quantizer that learns from the statistics [*, *] of its forward passes."""
+
+    def accumulate(self, pending: Tensor, statistics: Tensor) -> Tensor: ...
+
+    def update(self, statistics: Tensor) -> Sequence[Tensor]: ...
+
+
+def update_codebooks(quantizers: Sequence[Learner], statistics: Sequence[Tensor]) -> list[Tensor]:
+    """Updates all codebooks with one reduction over the ranks.
 
     Args:
-        quantizers: one a level.
+        quantizers: of a network.
         statistics: what each returned for the step.
 
     Returns:
-        The counts [K] of each level, over all ranks.
+        How often each code was used over all ranks, [K] of each codebook.
     """
     flat = distributed.all_reduce_sum(torch.cat([tensor.flatten() for tensor in statistics]))
     summed = [
         part.view_as(tensor)
         for part, tensor in zip(flat.split([t.numel() for t in statistics]), statistics, strict=True)
     ]
-    for quantizer, tensor in zip(quantizers, summed, strict=True):
-        quantizer.update(tensor)
-    return [tensor[:, quantizer.dim] for quantizer, tensor in zip(quantizers, summed, strict=True)]
+    pairs = zip(quantizers, summed, strict=True)
+    return [counts for quantizer, own in pairs for counts in quantizer.update(own)]
 
 
 class _Quantize(torch.autograd.Function):

@@ -112,8 +112,7 @@ class Health(L.Callback):
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
         if not fitting or not isinstance(pl_module, TokenizerModule):
             return
-        network = pl_module.network
-        for level, num_codes in zip(network.level_names, network.codebook_sizes, strict=True):
+        for level, num_codes in pl_module.network.codebooks.items():
             perplexity = float(trainer.callback_metrics[f"val/perplexity_{level}"])
             low = self.collapsed_below and perplexity < max(self.collapsed_below * num_codes, 1.5)
             count = self._collapsed.get(level, 0)

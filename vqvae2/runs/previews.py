@@ -112,8 +112,7 @@ class ReconstructionGrid(Grid):
 
 def level_by_level(autoencoder: Tokenizer, images: Tensor) -> Tensor:
     """uint8 [C, height, width]: a row for each of the images [B, C, H, W], from its top level to itself."""
-    codes = autoencoder.encode(images)
-    steps = [autoencoder.decode(codes, levels) for levels in range(1, autoencoder.num_levels + 1)]
+    steps = autoencoder.refinements(autoencoder.encode(images))
     rows = torch.stack([*steps, images], 1).flatten(0, 1)
     return make_grid(to_uint8(rows), nrow=len(steps) + 1, padding=1)
 

@@ -48,7 +48,7 @@ class AncestralSampler:
     def _scored(self, conditions: Sequence[Tensor], labels: Tensor, codes: Tensor) -> Sampled:
         """Nothing is to be drawn: one full pass."""
         logits = self.prior(codes, conditions, labels)
-        nll = F.cross_entropy(logits.double(), codes, reduction="none")
+        nll = F.cross_entropy(logits.double(), self.prior.choices(codes), reduction="none")
         return Sampled(codes.clone(), nll.sum((1, 2)))
 
     def _passes_for(self, batch_size: int) -> "_Passes":
@@ -78,6 +78,7 @@ class _Passes:
         self.noise = torch.zeros(shape, dtype=torch.float64, device=device)
         self.codes = torch.zeros(shape, dtype=torch.int64, device=device)
         self.nll = torch.zeros(batch_size, dtype=torch.float64, device=device)
+        self.first_children = torch.zeros(shape, dtype=torch.int64, device=device) if prior.branch else None
         row_pass, pixel_pass = state.start_row, self._pixel_pass
         if compiled:
             row_pass, pixel_pass = (torch.compile(one, dynamic=False) for one in (row_pass, pixel_pass))
@@ -92,6 +93,8 @@ class _Passes:
         self.state.start(conditions, labels)
         self.noise.copy_(noise.uniforms(height * width).T)
         self.codes.copy_(kept.flatten(1).T)
+        if self.first_children is not None:
+            self.first_children.copy_(conditions[-1].flatten(1).T * self.prior.branch)
         self.nll.zero_()
         for row in range(height):
             self.row_pass()
@@ -114,9 +117,11 @@ class _Passes:
         position = self.state.position
         logits = self.state.logits(visible).double()
         drawn = draw(logits, self.noise.index_select(0, position)[0], self.how)
+        if self.first_children is not None:
+            drawn = drawn + self.first_children.index_select(0, position)[0]
         kept = self.codes.index_select(0, position)[0]
         codes = torch.where(kept < 0, drawn, kept)
-        self.nll -= logits.log_softmax(-1).gather(1, codes[:, None])[:, 0]
+        self.nll -= logits.log_softmax(-1).gather(1, self.prior.choices(codes)[:, None])[:, 0]
         self.codes.index_copy_(0, position, codes[None])
         self.state.append(codes)
 

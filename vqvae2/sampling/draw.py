@@ -66,15 +66,17 @@ class Noise(NamedTuple):
         seed: of the whole set of samples.
         images: the number of each image of the batch within the set.
         level: of the codes, 0 is the top.
+        step: of a sampler that takes several; each has other noise.
     """
 
     seed: int
     images: Sequence[int]
     level: int
+    step: int | None = None
 
-    def uniforms(self, count: int, *, step: int | None = None) -> Tensor:
-        """float64 [B, count] in [0, 1); other ones for each step of a sampler that takes several."""
-        number = 0 if step is None else step + 1  # a last 0 changes no seed sequence
+    def uniforms(self, count: int) -> Tensor:
+        """float64 [B, count] in [0, 1)."""
+        number = 0 if self.step is None else self.step + 1  # a last 0 changes no seed sequence
         seeds = [np.random.SeedSequence((self.seed, image, self.level, number)) for image in self.images]
         rows = [np.random.Generator(np.random.Philox(seed)).random(count) for seed in seeds]
         return torch.from_numpy(np.stack(rows))

@@ -1,7 +1,6 @@
 """Stage 1 of VQ-VAE-2: training the hierarchical VQ-VAE."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -9,7 +8,6 @@ from torch.nn import functional as F
 
 from vqvae2.nn.checks import require
 from vqvae2.nn.hierarchical import LEVEL_NAMES, HierarchicalVQVAE, Reconstruction
-from vqvae2.nn.quantizer import update_codebooks
 from vqvae2.training.schedules import Schedule
 from vqvae2.training.tokenizer import Losses, TokenizerModule
 
@@ -45,7 +43,6 @@ class AutoencoderModule(TokenizerModule):
         self.beta = beta
         self.recon_variance = recon_variance
         self.options = network
-        self._pending: list[Tensor] = []  # the codebooks' statistics since the last step, one a level
 
     def make(self, channels: int) -> HierarchicalVQVAE:
         return HierarchicalVQVAE(channels=channels, **self.options)
@@ -59,18 +56,6 @@ class AutoencoderModule(TokenizerModule):
         loss = mse / self.recon_variance + self.beta * sum(out.commitments)
         levels = zip(LEVEL_NAMES[len(out.commitments)], out.commitments, strict=True)
         return {"loss": loss, "mse": mse, **{f"commitment_{name}": value for name, value in levels}}
-
-    def keep_statistics(self, out: Reconstruction) -> None:
-        if not self._pending:
-            self._pending = list(out.statistics)
-            return
-        levels = zip(self.network.quantizers, self._pending, out.statistics, strict=True)
-        self._pending = [quantizer.accumulate(pending, new) for quantizer, pending, new in levels]
-
-    def update_codebooks(self) -> Sequence[Tensor]:
-        counts = update_codebooks(self.network.quantizers, self._pending)
-        self._pending = []
-        return counts
 
     def advice(self, level: str) -> list[str]:
         tries = []

@@ -11,7 +11,7 @@ from vqvae2 import distributed
 from vqvae2.data.images import ImageBatch, ImageDataModule
 from vqvae2.metrics.sums import PEAK
 from vqvae2.nn.contracts import Reconstructed, Tokenizer
-from vqvae2.nn.quantizer import perplexity, usage
+from vqvae2.nn.quantizer import perplexity, update_codebooks, usage
 from vqvae2.pixels import size_of
 from vqvae2.storage.checkpoint import description, load_network
 from vqvae2.training.base import NetworkModule
@@ -22,8 +22,9 @@ Losses = dict[str, Tensor]  # scalars by their names in the log; "loss" is what 
 class TokenizerModule(NetworkModule):
     """Trains a tokenizer on images.
 
-    A subclass builds its network, names its `losses`, and says what a step changes in the codebooks.
-    Validation logs the mean of each loss over all images, and how each level's codes are used.
+    A subclass builds its network and names its `losses`; where other things than moving averages teach the
+    codebooks, it says that too. Validation logs the mean of each loss over all images, and how the codes of
+    each codebook are used.
     """
 
     kind = "autoencoder"
@@ -31,7 +32,8 @@ class TokenizerModule(NetworkModule):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._counts: Sequence[Tensor] = []  # how often the last step used each code, one tensor a level
+        self._pending: list[Tensor] = []  # the codebooks' statistics since the last step
+        self._counts: Sequence[Tensor] = []  # how often the last step used each code, one tensor a codebook
 
     @abstractmethod
     def make(self, channels: int) -> Tokenizer:
@@ -41,17 +43,27 @@ class TokenizerModule(NetworkModule):
     def losses(self, images: Tensor, out: Reconstructed) -> Losses:
         """What is minimised, "loss", and what else is logged, "mse" among it."""
 
-    @abstractmethod
     def keep_statistics(self, out: Reconstructed) -> None:
-        """Keeps what the codebooks learn from a batch; several may come before a step."""
+        """Keeps what the codebooks learn from a batch; several may come before a step.
 
-    @abstractmethod
+        Here, and in `update_codebooks`: moving averages, for a network whose `quantizers` have given the
+        `statistics` of its result, one for each.
+        """
+        if not self._pending:
+            self._pending = list(out.statistics)
+            return
+        quantizers = zip(self.network.quantizers, self._pending, out.statistics, strict=True)
+        self._pending = [quantizer.accumulate(pending, new) for quantizer, pending, new in quantizers]
+
     def update_codebooks(self) -> Sequence[Tensor]:
         """Teaches the codebooks what was kept.
 
         Returns:
-            How often each code was used, int64 [K] of each level.
+            How often each code was used, [K] of each of the network's `codebooks`.
         """
+        counts = update_codebooks(self.network.quantizers, self._pending)
+        self._pending = []
+        return counts
 
     def advice(self, level: str) -> list[str]:
         """What to try when the codebook of a level collapses, as options of the command line."""
@@ -84,11 +96,11 @@ class TokenizerModule(NetworkModule):
         self._counts = []
 
     def on_validation_epoch_start(self) -> None:
-        network: Tokenizer = self.average
         self._num_images = torch.zeros((), dtype=torch.float64, device=self.device)
         self._sums: Losses = {}
         self._val_counts = [
-            torch.zeros(size, device=self.device, dtype=torch.int64) for size in network.codebook_sizes
+            torch.zeros(size, device=self.device, dtype=torch.int64)
+            for size in self.average.codebooks.values()
         ]
 
     def validation_step(self, batch: ImageBatch, _: int) -> None:
@@ -98,7 +110,7 @@ class TokenizerModule(NetworkModule):
         self._num_images += len(batch.images)
         for name, value in self.losses(batch.images, out).items():
             self._sums[name] = self._sums.get(name, 0) + (len(batch.images) * value).double()
-        for counts, codes in zip(self._val_counts, out.codes, strict=True):
+        for counts, codes in zip(self._val_counts, self.average.by_codebook(out.codes), strict=True):
             counts += torch.bincount(codes.flatten(), minlength=len(counts))
 
     def on_validation_epoch_end(self) -> None:
@@ -117,8 +129,8 @@ class TokenizerModule(NetworkModule):
 
     def _log_codebooks(self, stage: str, counts: Sequence[Tensor]) -> None:
         for name, figure in (("perplexity", perplexity), ("usage", usage)):
-            levels = zip(self.network.level_names, counts, strict=True)
-            self.log_dict({f"{stage}/{name}_{level}": figure(used) for level, used in levels})
+            used = zip(self.network.codebooks, counts, strict=True)
+            self.log_dict({f"{stage}/{name}_{codebook}": figure(times) for codebook, times in used})
 
 
 def load_tokenizer(path: str, data: ImageDataModule) -> Tokenizer:
