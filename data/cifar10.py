@@ -6,15 +6,13 @@ The archive for Python holds pickles, which can run code when they are read; thi
 """
 
 import argparse
-import io
 import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
-import webdataset
-from PIL import Image
 
+from image_tars import write_images
 from vqvae2.surroundings import home_path, show_any_name
 
 SHARDS = {
@@ -45,17 +43,6 @@ def read_batches(archive: Path) -> dict[str, np.ndarray]:
     return {shard: np.frombuffer(found[name], np.uint8).reshape(-1, RECORD) for shard, name in SHARDS.items()}
 
 
-def write_shard(path: Path, name: str, records: np.ndarray) -> None:
-    """Writes the tar beside its place and renames it."""
-    aside = path.with_suffix(".partial")
-    with webdataset.TarWriter(str(aside), mtime=0) as tar:
-        for number, record in enumerate(records):
-            png = io.BytesIO()
-            Image.fromarray(record[1:].reshape(3, 32, 32).transpose(1, 2, 0)).save(png, "PNG")
-            tar.write({"__key__": f"{name}-{number:05d}", "png": png.getvalue(), "cls": str(record[0])})
-    aside.rename(path)
-
-
 def main() -> None:
     show_any_name()
     parser = argparse.ArgumentParser(
@@ -66,10 +53,8 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         batches = read_batches(arguments.archive)
-        arguments.folder.mkdir(parents=True, exist_ok=True)
         for name, records in batches.items():
-            write_shard(arguments.folder / f"{name}.tar", name, records)
-            print(f"{name}.tar: {len(records)} images", flush=True)
+            write_images(arguments.folder, name, records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0])
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

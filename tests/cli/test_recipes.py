@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from vqvae2.cli.composition import UsageError
-from vqvae2.cli.recipes import compose, expanded, filled, layers, next_command, uses_run
+from vqvae2.cli.recipes import compose, expanded, filled, jobs_of, layers, next_command, uses_run
 
 FILES = {
     "parts/fit.yaml": "trainer: {max_epochs: -1, callbacks+: [{class_path: one}]}",
@@ -100,6 +100,67 @@ def test_a_file_of_a_job_wins_and_a_recipe_may_lie_elsewhere(folder):
     assert compose(folder / "mine/my_cows_top.yaml")["run"] == "elsewhere"
 
 
+def test_parts_and_jobs_of_a_recipe_may_build_on_other_configs(folder):
+    (folder / "parts/big.yaml").write_text(
+        "{parts: {top: {model: {init_args: {hidden: 99, wide: 1}}, b: 2}}}"
+    )
+    (folder / "cows.yaml").write_text("""
+        like: cats.yaml
+        run: runs/cows
+        parts: {images: {base: ['parts/big.yaml#top'], data: {init_args: {train: cows}}}}
+        jobs: {top: {base: ['parts/big.yaml#top'], b: 3}}
+    """)
+    top = compose(folder / "cows_top.yaml")
+    assert (top["model"]["init_args"], top["b"]) == ({"hidden": 99, "wide": 1}, 3)
+    vqvae = compose(folder / "cows_vqvae.yaml")
+    assert (vqvae["model"], vqvae["b"]) == ({"init_args": {"hidden": 99, "wide": 1}}, 2)
+    assert vqvae["data"]["init_args"]["train"] == "cows"
+    assert all("base" not in layer.content for layer in layers(folder / "cows_vqvae.yaml"))
+
+
+@pytest.fixture
+def calves(folder) -> Path:
+    """A recipe made from one that has a job more than its own."""
+    (folder / "cows.yaml").write_text("""
+        like: cats.yaml
+        run: runs/cows
+        parts: {prior: {model: {init_args: {hidden: 5}}}}
+        jobs:
+          top: {model: {init_args: {level: top, wide: 1}}}
+          mid:
+            base: [cats_top.yaml]
+            trainer: {default_root_dir: $run/mid}
+            model: {init_args: {level: mid}}
+    """)
+    (folder / "calves.yaml").write_text("""
+        like: cows.yaml
+        run: runs/calves
+        jobs: {top: {model: {init_args: {wide: 2}}}, mid: {model: {init_args: {deep: 3}}}}
+    """)
+    return folder
+
+
+def test_a_recipe_may_have_a_job_that_the_other_lacks(calves):
+    cows, young = (compose(calves / f"{name}_mid.yaml") for name in ("cows", "calves"))
+    assert cows["trainer"] == compose(calves / "cows_top.yaml")["trainer"] | {
+        "default_root_dir": "runs/cows/mid"
+    }
+    assert cows["model"]["init_args"] == {"hidden": 5, "level": "mid", "wide": 1}
+    assert young["model"]["init_args"] == {"hidden": 5, "level": "mid", "wide": 2, "deep": 3}
+    assert (young["run"], young["trainer"]["default_root_dir"]) == ("runs/calves", "runs/calves/mid")
+
+
+def test_jobs_are_those_of_files_and_those_that_are_new(calves):
+    there = ["cas", "complete", "sample", "top", "vqvae"]
+    assert (jobs_of(calves / "cats.yaml"), jobs_of(calves / "dogs.yaml")) == (there, there)
+    assert jobs_of(calves / "calves.yaml") == sorted([*there, "mid"])
+    after_top = next_command(["fit", "-c", str(calves / "calves_top.yaml")])
+    assert after_top == f"lightning fit -c {calves}/calves_mid.yaml"
+    command, composed = expanded(["fit", "-c", str(calves / "calves_mid.yaml")])
+    assert Path(command[2]).is_file()
+    assert composed[command[2]]["run"] == "runs/calves"
+
+
 @pytest.mark.parametrize(
     ("name", "text", "asked", "message"),
     [
@@ -109,7 +170,19 @@ def test_a_file_of_a_job_wins_and_a_recipe_may_lie_elsewhere(folder):
             "bad_top.yaml",
             "no part 'imags', .* images, prior",
         ),
-        ("bad.yaml", "{like: cats.yaml, jobs: {topp: {}}}", "bad_top.yaml", "no job 'topp', .* top, vqvae"),
+        (
+            "bad.yaml",
+            "{like: cats.yaml, jobs: {topp: {}}}",
+            "bad_top.yaml",
+            "no job 'topp', .* top, vqvae. A job that is new names its 'base'",
+        ),
+        ("bad.yaml", "{like: cats.yaml, jobs: {mid: {base: [cow.yaml]}}}", "bad_mid.yaml", "does not exist"),
+        (
+            "bad.yaml",
+            "{like: cats.yaml, jobs: {top: {base: [cats_top.yaml]}}}",
+            "bad_top.yaml",
+            "builds on itself",
+        ),
         ("bad.yaml", "{like: cows.yaml}", "bad_top.yaml", r"there is no recipe .*cows\.yaml"),
         ("bad.yaml", "{like: cats.yaml}", "bad_mid.yaml", "no job 'mid', wanted one of cas, .*vqvae"),
         ("bad.yaml", "{like: bad.yaml}", "bad_top.yaml", "builds on itself"),

@@ -21,7 +21,12 @@ A recipe that is made from another says only what differs, part by part or job b
       vqvae: {trainer: {max_steps: 2000}}
 
 If this is `pets.yaml`, then `pets_vqvae.yaml` needs no file: it is cifar10_vqvae.yaml with pets.yaml in the
-place of cifar10.yaml, and likewise for every other job.
+place of cifar10.yaml, and likewise for every other job. A part or a job may have a list `base:` of its own,
+which goes over the other recipe and under what it says itself. With that a recipe may also have jobs that
+the other lacks:
+
+    jobs:
+      mid: {base: [cifar10_bottom.yaml], model: {init_args: {level: mid}}}    # as the bottom prior of pets
 """
 
 import re
@@ -95,7 +100,7 @@ def next_command(args: list[str]) -> str | None:
         recipe, job = Path(configs[0]).with_name("_".join(names[:count]) + ".yaml"), "_".join(names[count:])
         if not recipe.is_file() or job not in _VERBS:
             continue
-        jobs = [each for each in _VERBS if each in _jobs(_line(recipe)[-1])]
+        jobs = [each for each in _VERBS if each in jobs_of(recipe)]
         if job not in jobs[:-1]:
             return None
         following = jobs[jobs.index(job) + 1]
@@ -162,12 +167,27 @@ def layers(path: Path) -> list[Layer]:
     if path.is_file() or not (made := _made_from(path)):
         return _unique(_layers(path, None, {}, ()))
     recipe, job = made
+    if job not in jobs_of(recipe):
+        raise UsageError(f"{path}: there is no job '{job}', wanted one of {', '.join(jobs_of(recipe))}.")
     line = _line(recipe)
-    root = next((each for each in line if _job_file(each, job).is_file()), None)
-    if root is None:
-        raise UsageError(f"{path}: there is no job '{job}', wanted one of {', '.join(_jobs(line[-1]))}.")
+    root = next((each for each in line if _job_file(each, job).is_file()), line[-1])
     swaps = {like.resolve(): made for made, like in pairwise(line[: line.index(root) + 1])}
-    return _unique(_layers(_job_file(root, job), None, swaps, ()))
+    file = _job_file(root, job)
+    return _unique(_layers(file, None, swaps, ()) if file.is_file() else _new_job(line, job, swaps))
+
+
+def jobs_of(recipe: Path) -> list[str]:
+    """The names of a recipe's jobs: of files, also of those recipes that it is made from, and of its own.
+
+    Raises:
+        UsageError: as `layers`.
+    """
+    found: set[str] = set()
+    for each in _line(recipe):
+        files = each.parent.glob(f"{each.stem}_*{each.suffix}")
+        found |= {file.stem.removeprefix(f"{each.stem}_") for file in files}
+        found |= {name for name, content in read_config(each).get(JOBS, {}).items() if BASE in content}
+    return sorted(found)
 
 
 def filled(config: Any, run: str) -> Any:
@@ -202,21 +222,35 @@ def _layers(
         raise UsageError(f"{path}: builds on itself; take it out of its own '{BASE}' or '{LIKE}'.")
     above = (*above, (path.resolve(), part))
     content = read_config(path)
-    for base, of in _bases(path, content):
-        yield from _layers(base, of, swaps, above)
     if LIKE in content:
         _check_recipe(path, content)
         yield from _layers(_line(path)[1], part, {}, above)
-    own = {key: value for key, value in content.items() if key not in (BASE, LIKE, PARTS, JOBS)}
-    yield Layer(path, own)
+    own = {key: value for key, value in content.items() if key not in (LIKE, PARTS, JOBS)}
+    yield from _said(path, own, swaps, above)
     if part is not None:
         if part not in _parts(path):
             raise UsageError(
                 f"{path} has no part '{part}', wanted one of {', '.join(_parts(path)) or 'none'}."
             )
-        yield Layer(path, content.get(PARTS, {}).get(part, {}))
+        yield from _said(path, content.get(PARTS, {}).get(part, {}), swaps, above)
     for recipe, changes in _of_swapped(path, swaps):
-        yield Layer(recipe, changes)
+        yield from _said(recipe, changes, swaps, above)
+
+
+def _said(
+    path: Path, content: dict, swaps: Mapping[Path, Path], above: tuple[tuple[Path, str | None], ...]
+) -> Iterator[Layer]:
+    """What a config, a part or a job says, over what it builds on."""
+    for base, of in _bases(path, content):
+        yield from _layers(base, of, swaps, above)
+    yield Layer(path, {key: value for key, value in content.items() if key != BASE})
+
+
+def _new_job(line: list[Path], job: str, swaps: Mapping[Path, Path]) -> Iterator[Layer]:
+    """A job that is in no file, from the most general recipe that has it."""
+    yield from _layers(line[0], None, {}, ())
+    for recipe in reversed(line):
+        yield from _said(recipe, read_config(recipe).get(JOBS, {}).get(job, {}), swaps, ())
 
 
 def _of_swapped(path: Path, swaps: Mapping[Path, Path]) -> Iterator[tuple[Path, dict]]:
@@ -269,12 +303,6 @@ def _job_file(recipe: Path, job: str) -> Path:
     return recipe.with_name(f"{recipe.stem}_{job}{recipe.suffix}")
 
 
-def _jobs(recipe: Path) -> list[str]:
-    """The jobs of a recipe that is made from no other."""
-    files = recipe.parent.glob(f"{recipe.stem}_*{recipe.suffix}")
-    return sorted(file.stem.removeprefix(f"{recipe.stem}_") for file in files)
-
-
 def _parts(recipe: Path) -> list[str]:
     """The names of a recipe's parts, with those of the recipes that it is made from."""
     names = [name for each in reversed(_line(recipe)) for name in read_config(each).get(PARTS, {})]
@@ -286,12 +314,13 @@ def _check_recipe(path: Path, content: dict) -> None:
     Raises:
         UsageError: it changes a part or a job that the recipe it is made from does not have.
     """
-    line = _line(path)
-    for kind, there in ((PARTS, _parts(line[1])), (JOBS, _jobs(line[-1]))):
-        for name in content.get(kind, {}):
-            if name not in there:
+    like = _line(path)[1]
+    for kind, there in ((PARTS, _parts(like)), (JOBS, jobs_of(like))):
+        for name, own in content.get(kind, {}).items():
+            if name not in there and (kind == PARTS or BASE not in own):
                 what = f"no {kind.removesuffix('s')} '{name}', wanted one of {', '.join(there)}"
-                raise UsageError(f"{path}: {line[1]} has {what}.")
+                hint = f" A job that is new names its '{BASE}'." if kind == JOBS else ""
+                raise UsageError(f"{path}: {like} has {what}.{hint}")
 
 
 def _unique(found: Iterator[Layer]) -> list[Layer]:
