@@ -23,10 +23,11 @@ A recipe that is made from another says only what differs, part by part or job b
 If this is `pets.yaml`, then `pets_vqvae.yaml` needs no file: it is cifar10_vqvae.yaml with pets.yaml in the
 place of cifar10.yaml, and likewise for every other job. A part or a job may have a list `base:` of its own,
 which goes over the other recipe and under what it says itself. With that a recipe may also have jobs that
-the other lacks:
+the other lacks; and a job that is null is not there:
 
     jobs:
       mid: {base: [cifar10_bottom.yaml], model: {init_args: {level: mid}}}    # as the bottom prior of pets
+      cas: null
 """
 
 import re
@@ -42,18 +43,22 @@ from vqvae2.surroundings import at_home
 BASE, LIKE, PARTS, JOBS, RUN = "base", "like", "parts", "jobs", "run"
 _VARIABLE = "$run"
 _FLAGS = ("-c", "--config")
-_VERBS = {  # of the jobs of a recipe, in the order in which they are run
-    "vqvae": "fit",
-    "encode": "predict",
-    "top": "fit",
-    "mid": "fit",
-    "bottom": "fit",
-    "classifier": "fit",
-    "sample": "predict",
-    "complete": "predict",
-    "cas": "fit",
-    "eval": "test",
-}
+_STAGES = (  # the jobs of a recipe with their verbs, in the order in which they are run
+    ("vqvae", "fit"),
+    ("encode", "predict"),
+    ("top", "fit"),
+    ("path", "fit"),
+    ("mid", "fit"),
+    ("bottom", "fit"),
+    ("classifier", "fit"),
+    ("sample", "predict"),
+    ("complete", "predict"),
+    ("cas", "fit"),
+    ("cas", "test"),
+    ("classifier", "test"),
+    ("eval", "test"),
+)
+_VERBS = {job: verb for job, verb in reversed(_STAGES)}  # the first one of each job
 _NAMES_A_CLASS = re.compile(r"--(model|data)(\.help)?|--[\w.]+\.(help|callbacks\+?|schedule|class_path)")
 
 
@@ -100,7 +105,7 @@ def next_command(args: list[str]) -> str | None:
         recipe, job = Path(configs[0]).with_name("_".join(names[:count]) + ".yaml"), "_".join(names[count:])
         if not recipe.is_file() or job not in _VERBS:
             continue
-        jobs = [each for each in _VERBS if each in jobs_of(recipe)]
+        jobs = list(dict.fromkeys(each for each, _ in stages(recipe)))
         if job not in jobs[:-1]:
             return None
         following = jobs[jobs.index(job) + 1]
@@ -108,6 +113,16 @@ def next_command(args: list[str]) -> str | None:
         run = f" --{RUN} {runs[-1]}" if runs else ""
         return f"lightning {_VERBS[following]} -c {_job_file(recipe, following)}{run}"
     return None
+
+
+def stages(recipe: Path) -> list[tuple[str, str]]:
+    """The jobs of a recipe with their verbs, in the order in which they are run.
+
+    Raises:
+        UsageError: as `layers`.
+    """
+    jobs = jobs_of(recipe)
+    return [(job, verb) for job, verb in _STAGES if job in jobs]
 
 
 def config_files(args: list[str]) -> list[Path]:
@@ -183,10 +198,12 @@ def jobs_of(recipe: Path) -> list[str]:
         UsageError: as `layers`.
     """
     found: set[str] = set()
-    for each in _line(recipe):
+    for each in reversed(_line(recipe)):
         files = each.parent.glob(f"{each.stem}_*{each.suffix}")
         found |= {file.stem.removeprefix(f"{each.stem}_") for file in files}
-        found |= {name for name, content in read_config(each).get(JOBS, {}).items() if BASE in content}
+        own = read_config(each).get(JOBS, {})
+        found |= {name for name, content in own.items() if BASE in (content or {})}
+        found -= {name for name, content in own.items() if content is None}
     return sorted(found)
 
 
@@ -250,7 +267,7 @@ def _new_job(line: list[Path], job: str, swaps: Mapping[Path, Path]) -> Iterator
     """A job that is in no file, from the most general recipe that has it."""
     yield from _layers(line[0], None, {}, ())
     for recipe in reversed(line):
-        yield from _said(recipe, read_config(recipe).get(JOBS, {}).get(job, {}), swaps, ())
+        yield from _said(recipe, read_config(recipe).get(JOBS, {}).get(job) or {}, swaps, ())
 
 
 def _of_swapped(path: Path, swaps: Mapping[Path, Path]) -> Iterator[tuple[Path, dict]]:
@@ -260,7 +277,7 @@ def _of_swapped(path: Path, swaps: Mapping[Path, Path]) -> Iterator[tuple[Path, 
             job = path.stem.removeprefix(f"{old.stem}_")
             recipe: Path | None = swaps[old]
             while recipe is not None:
-                yield recipe, read_config(recipe).get(JOBS, {}).get(job, {})
+                yield recipe, read_config(recipe).get(JOBS, {}).get(job) or {}
                 recipe = swaps.get(recipe.resolve())
 
 
@@ -317,7 +334,7 @@ def _check_recipe(path: Path, content: dict) -> None:
     like = _line(path)[1]
     for kind, there in ((PARTS, _parts(like)), (JOBS, jobs_of(like))):
         for name, own in content.get(kind, {}).items():
-            if name not in there and (kind == PARTS or BASE not in own):
+            if name not in there and (kind == PARTS or BASE not in (own or {})):
                 what = f"no {kind.removesuffix('s')} '{name}', wanted one of {', '.join(there)}"
                 hint = f" A job that is new names its '{BASE}'." if kind == JOBS else ""
                 raise UsageError(f"{path}: {like} has {what}.{hint}")
