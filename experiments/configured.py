@@ -14,7 +14,7 @@ from vqvae2.pixels import size_of
 from vqvae2.training.base import NetworkModule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-NUM_CLASSES = {"demo": 10, "cifar10": 10, "imagenet": 1000, "ffhq": 0}
+NUM_CLASSES = {"demo": 10, "mnist": 10, "cifar10": 10, "imagenet": 1000, "ffhq": 0}
 
 # As many weights, over a grid as large, as the top prior of the most-used public port: 26.6 M.
 PRIOR_26M = {
@@ -50,8 +50,8 @@ def network(name: str, device: str = "meta", **changes: Any) -> nn.Module:
 
 def data_facts(name: str) -> SimpleNamespace:
     """What the data tells the network of `configs/NAME.yaml`: size and classes, or the codes' spec."""
-    dataset, _, stage = name.partition("_")
-    num_classes = NUM_CLASSES[dataset]
+    recipe, _, stage = name.rpartition("_")
+    num_classes = NUM_CLASSES[recipe.rpartition("_")[2]]  # recipes such as small_mnist end with the data set
     if stage in ("vqvae", "classifier"):
         images = compose(CONFIGS / f"{name}.yaml")["data"]["init_args"]
         classes = [str(label) for label in range(num_classes)]
@@ -59,8 +59,8 @@ def data_facts(name: str) -> SimpleNamespace:
         return SimpleNamespace(
             channels=images["channels"], image_size=size, num_classes=num_classes, classes=classes
         )
-    size = size_of(data_facts(f"{dataset}_vqvae").image_size)
-    encoder = network(f"{dataset}_vqvae")
+    size = size_of(data_facts(f"{recipe}_vqvae").image_size)
+    encoder = network(f"{recipe}_vqvae")
     levels = zip(encoder.level_names, encoder.grids(*size), encoder.codebook_sizes, strict=True)
     levels = tuple(Level(level, height, width, codes) for level, (height, width), codes in levels)
     return SimpleNamespace(spec=LatentSpec(levels, num_classes, "not trained"))

@@ -1,10 +1,13 @@
 """The papers' numbers, table by table, and those numbers of the paper-size configs that are ours.
 
 Copied from the papers, not from the configs: `test_paper_numbers.py` holds the configs against this page, and
-`experiments/paper.py` and the README's column too. A new number in such a config needs a row here.
+`experiments/paper.py` and the README's column too. A new number in such a config needs a row here. What a
+recipe has from the one that it is made from needs none, except in the fits of autoencoders and priors.
 
 Sources: [P] Razavi, van den Oord, Vinyals, "Generating Diverse High-Fidelity Images with VQ-VAE-2", 2019;
-[S] its supplement; [SN] the Sonnet code that it links; [CAS] Ravuri and Vinyals, 2019; the others by name.
+[S] its supplement; [SN] the Sonnet code that it links; [CAS] Ravuri and Vinyals, 2019; [HR] Adiban, Stefanov,
+Siniscalchi, Salvi, "Hierarchical Residual Learning Based Vector Quantized Variational Autoencoder for Image
+Reconstruction and Generation", 2022; the others by name.
 """
 
 from typing import NamedTuple
@@ -20,6 +23,11 @@ class Table(NamedTuple):
     rows: dict[str, tuple]
 
 
+def jobs(recipes: tuple[str, ...], *names: str) -> tuple[str, ...]:
+    """The configs of some jobs: of each job all recipes, in their order."""
+    return tuple(f"{recipe}_{name}" for name in names for recipe in recipes)
+
+
 ALL_PRIORS = ("imagenet_top", "imagenet_bottom", "ffhq_top", "ffhq_mid", "ffhq_bottom")
 ALL_AUTOENCODERS = ("imagenet_vqvae", "ffhq_vqvae")
 CLASSIFIERS = ("imagenet_classifier", "imagenet_cas")
@@ -27,6 +35,12 @@ IMAGENET_IMAGES = ("imagenet_vqvae", "imagenet_encode", "imagenet_eval", *CLASSI
 FFHQ_IMAGES = ("ffhq_vqvae", "ffhq_encode", "ffhq_eval")
 ALL_FITS = (*ALL_AUTOENCODERS, *ALL_PRIORS, *CLASSIFIERS)
 ALL_EVALS = ("imagenet_eval", "ffhq_eval")
+
+# The columns of [HR] tables 4 to 9, in their order, as VQ-VAE-2.
+SMALL = ("small_ffhq", "small_imagenet", "small_cifar10", "small_mnist")
+SMALL_32 = jobs(SMALL[2:], "vqvae")
+SMALL_PRIORS = jobs(SMALL, "top", "mid", "bottom")
+SMALL_FITS = (*jobs(SMALL, "vqvae"), *SMALL_PRIORS)
 
 
 def same(source: str, configs: tuple[str, ...], rows: dict) -> Table:
@@ -173,6 +187,191 @@ PAPERS = (
     ),
 )  # fmt: skip
 
+# [HR] what its comparisons with VQ-VAE-2 say. (The tables of HR-VQVAE itself are 5, 6 and 8.)
+SMALL_VQVAE_2 = (
+    Table(
+        "[HR] table 5: batch size, training steps",
+        jobs(SMALL, "vqvae"),
+        {
+            "data.batch_size": (32, 64, 128, 128),
+            "trainer.max_steps": (875_000, 8_007_293, 390_234, 468_281),
+        },
+    ),
+    same(
+        "[HR] table 5: input size, 256x256x3",
+        jobs(("small_ffhq",), "vqvae", "encode", "eval"),
+        {"data.image_size": 256, "data.channels": 3},
+    ),
+    same(
+        "[HR] table 5: input size, 128x128x3",
+        jobs(("small_imagenet",), "vqvae", "encode", "eval", "classifier", "cas"),
+        {"data.image_size": 128, "data.channels": 3},
+    ),
+    same(
+        "[HR] table 5: input size, 32x32x3",
+        jobs(("small_cifar10",), "vqvae", "encode", "eval", "classifier", "cas"),
+        {"data.image_size": 32, "data.channels": 3},
+    ),
+    same(
+        "[HR] table 5: input size, 28x28x1, padded to 32x32 because table 7 has a grid of 16x16",
+        jobs(("small_mnist",), "vqvae", "encode", "eval", "classifier", "cas"),
+        {"data.image_size": 32, "data.channels": 1, "data.fit": "pad"},
+    ),
+    same(
+        "[HR] table 7: hyper parameters of VQ-VAE-2, the same for all",
+        jobs(SMALL, "vqvae"),
+        {
+            "model.num_levels": 3,  # Layers (Bottom, Mid., Top)
+            "model.beta": 0.25,
+            "model.residual": 64,
+            "model.polyak": 0.9,
+            "model.schedule": "Constant",
+            "model.schedule.learning_rate": 0.003,
+        },
+    ),
+    Table(
+        "[HR] table 7: hyper parameters of VQ-VAE-2",
+        jobs(SMALL, "vqvae"),
+        {
+            "model.factor": (256 // 32, 128 // 32, 32 // 16, 32 // 16),  # table 5's input, latent layers
+            "model.hidden": (128, 128, 64, 64),
+            "model.num_codes": (512, 512, 512, 64),  # Codebook size
+            "model.code_dim": (32, 32, 16, 8),
+        },
+    ),
+    Table(
+        "[HR] table 9: batch size, (top, mid, bottom)",
+        SMALL_PRIORS,
+        {"data.batch_size": (128, 256, 512, 512, 64, 128, 512, 512, 32, 64, 512, 512)},
+    ),
+    Table(
+        "[HR] table 9: hidden units, residual units",
+        SMALL_PRIORS,
+        {"model.hidden": (128, 128, 64, 64) * 3, "model.residual": (64, 128, 64, 64) * 3},
+    ),
+    same(
+        "[HR] table 9: the same for all",
+        SMALL_PRIORS,
+        {"model.kernel": 5, "model.output_layers": 0, "model.polyak": 0.99},
+    ),
+    same(
+        "[HR] table 9: top",
+        jobs(SMALL, "top"),
+        {"model.attention_layers": 4, "model.heads": 8, "model.dropout": 0.5},
+    ),
+    same("[HR] table 9: mid", jobs(SMALL, "mid"), {"model.attention_layers": 1, "model.dropout": 0.3}),
+    same(
+        "[HR] table 9: bottom",
+        jobs(SMALL, "bottom"),
+        {"model.attention_layers": 0, "model.dropout": 0.25},
+    ),
+)  # fmt: skip
+
+# What [HR] leaves open in its comparisons.
+SMALL_OURS = (
+    same(
+        "as in VQ-VAE-2: [S] table 3, [P] section 2.1, [SN]",
+        jobs(SMALL, "vqvae"),
+        {"model.residual_blocks": 2, "model.decay": 0.99, "model.eps": 1e-5},
+    ),
+    same(
+        "a start nearer to the images; nothing else that is not in VQ-VAE-2",
+        jobs(SMALL, "vqvae"),
+        {"model.codebook_init": "data", "model.revive_below": 0, "model.level_dropout": 0},
+    ),
+    same(
+        "as in VQ-VAE-2: [S] table 1, A.2",
+        SMALL_PRIORS,
+        {
+            "model.layers": 20,
+            "model.attention_dropout": "logits",
+            "model.schedule": "InverseSquareRoot",
+            "model.schedule.warmup": 16_000,
+            "model.schedule.power": 0.5,
+        },
+    ),
+    same(
+        "as in VQ-VAE-2: [S] A.2, FFHQ top and mid",
+        jobs(SMALL, "top", "mid"),
+        {"model.schedule.scale": 0.324},
+    ),
+    same("as in VQ-VAE-2: [S] A.2, FFHQ bottom", jobs(SMALL, "bottom"), {"model.schedule.scale": 0.18}),
+    same("[HR] table 9 has a dash for the heads: as the top prior", jobs(SMALL, "mid"), {"model.heads": 8}),
+    same("[HR] table 9 has a dash for the heads: none", jobs(SMALL, "bottom"), {"model.heads": 0}),
+    Table(
+        "as in VQ-VAE-2: twice the hidden units",
+        jobs(SMALL, "mid", "bottom"),
+        {"model.conditioning_hidden": (256, 256, 128, 128) * 2},
+    ),
+    same("as in VQ-VAE-2: [S] table 2", jobs(SMALL, "mid", "bottom"), {"model.conditioning_blocks": 8}),
+    Table(
+        "as many epochs as the autoencoder: 400, 400, 999, 999",
+        SMALL_PRIORS,
+        {
+            "trainer.max_steps": tuple(
+                epochs * images // batch
+                for batches in ((128, 256, 512, 512), (64, 128, 512, 512), (32, 64, 512, 512))
+                for epochs, images, batch in zip(
+                    (400, 400, 999, 999), (70_000, 1_281_167, 50_000, 60_000), batches, strict=True
+                )
+            )
+        },
+    ),
+    same("steps count, not epochs", SMALL_FITS, {"trainer.max_epochs": -1, "trainer.log_every_n_steps": 50}),
+    same(
+        "how often we look",
+        SMALL_FITS,
+        {"trainer.val_check_interval": 5000},
+    ),
+    same(
+        "as in VQ-VAE-2: [S] A.1",
+        ("small_imagenet_vqvae",),
+        {"data.augment.random_crop": True, "data.augment.flip": True},
+    ),
+    same(
+        "as in VQ-VAE-2: [S] A.1",
+        ("small_ffhq_vqvae",),
+        {
+            "data.augment.flip": True,
+            "data.augment.brightness": 0.08,
+            "data.augment.hue": 0.02,
+            "data.augment.saturation": 0.1,
+            "data.augment.contrast": 0.1,
+            "data.augment.noise_probability": 0.5,
+            "data.augment.noise_std": 0.02,
+        },
+    ),
+    same("mirrored pictures are pictures", ("small_cifar10_vqvae",), {"data.augment.flip": True}),
+    same(
+        "mirrored digits are none",
+        jobs(("small_mnist",), "vqvae", "encode", "eval", "classifier", "cas"),
+        {"data.augment.flip": False},
+    ),
+    same("mirrored digits are none", ("small_mnist_encode",), {"data.encode_flips": False}),
+    same("as wide as the pad", jobs(("small_mnist",), "classifier", "cas"), {"data.augment.shift": 2}),
+    same("held-out faces show overfitting", ("small_ffhq_vqvae",), {"data.holdout": 0.01}),
+    Table(
+        "folders of FFHQ are no classes; CIFAR-10 and MNIST have ten",
+        ("small_ffhq_vqvae", *SMALL_32),
+        {"data.num_classes": (0, 10, 10)},
+    ),
+    same("images of 32x32 fit the memory", SMALL_32, {"data.cache": True}),
+    Table("loading", jobs(SMALL, "vqvae"), {"data.num_workers": (8, 8, 1, 1)}),
+    same("loading", jobs(SMALL[:2], "top", "mid", "bottom"), {"data.num_workers": 4}),
+    same(
+        "pictures of ImageNet",
+        jobs(("small_imagenet",), "top", "mid", "bottom"),
+        {"SampleGrid.every_n_validations": 5},
+    ),
+    same(
+        "pictures of faces, as in ffhq",
+        jobs(("small_ffhq",), "top", "mid", "bottom"),
+        {"SampleGrid.every_n_validations": 10, "SampleGrid.num_samples": 4},
+    ),
+    same("pictures of faces, as in ffhq", ("small_ffhq_vqvae",), {"ReconstructionGrid.num_samples": 4}),
+    same("what fits one device", jobs(("small_ffhq",), "sample", "eval"), {"data.batch_size": 64}),
+)  # fmt: skip
+
 # Numbers that no paper gives, each with its reason.
 OURS = (
     same("[S] table 1 has a dash: no output stack", ("imagenet_bottom",), {"model.output_layers": 0}),
@@ -235,10 +434,17 @@ OURS = (
     same("pictures, as [S] figures 2 and 3", ALL_EVALS, {"model.queries": 10, "model.nearest": 8}),
 )  # fmt: skip
 
+TABLES = (*PAPERS, *SMALL_VQVAE_2, *OURS, *SMALL_OURS)
+
 # [S] tables 1 to 3: input size of the priors, latent layers of the autoencoders; top first.
 GRIDS = {
     "imagenet_vqvae": ((32, 32), (64, 64)),
     "ffhq_vqvae": ((32, 32), (64, 64), (128, 128)),
+    # [HR] table 7: latent layers
+    "small_ffhq_vqvae": ((8, 8), (16, 16), (32, 32)),
+    "small_imagenet_vqvae": ((8, 8), (16, 16), (32, 32)),
+    "small_cifar10_vqvae": ((4, 4), (8, 8), (16, 16)),
+    "small_mnist_vqvae": ((4, 4), (8, 8), (16, 16)),
 }
 
 # What the papers report: numbers by table of `experiments/paper.py` and the names of its rows.

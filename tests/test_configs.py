@@ -19,18 +19,20 @@ import vqvae2.jobs.encode
 import vqvae2.jobs.rejection_classifier
 import vqvae2.jobs.sample
 import vqvae2.runs.previews
-from vqvae2.cli.recipes import compose
+from tests.recipe_names import CONFIGS, JOBS, RECIPES, num_classes
+from vqvae2.cli.parsing import SuiteParser
+from vqvae2.cli.recipes import compose, expanded
 from vqvae2.cli.suite import SuiteCLI
 from vqvae2.data.latents import LatentSpec, Level
 from vqvae2.storage.checkpoint import Loaded
 from vqvae2.training.base import NetworkModule
 from vqvae2.training.sharding import ShardedStrategy
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-NAMES = sorted(path.stem for path in CONFIGS.glob("*_*.yaml"))
-NUM_CLASSES = {"demo": 10, "cifar10": 10, "imagenet": 1000, "ffhq": 0}
-OVERLAYS = sorted({path.stem for path in CONFIGS.glob("*.yaml")} - {*NAMES, *NUM_CLASSES})
+OVERLAYS = sorted({path.stem for path in CONFIGS.glob("*.yaml")} - {*JOBS, *RECIPES})
 VERBS = {"encode": "predict", "sample": "predict", "complete": "predict", "eval": "test"}  # all others fit
+# The others are made from these, with the same trainer.
+WITH_FILES = [name for name in JOBS if (CONFIGS / f"{name}.yaml").is_file()]
+FITS = [name for name in WITH_FILES if name.rpartition("_")[2] not in VERBS]
 
 
 class Build(SuiteCLI):
@@ -54,28 +56,29 @@ class Images:
 
 
 class Latents:
-    def __init__(self, dataset: str) -> None:
-        autoencoder, module = build(f"{dataset}_vqvae")
+    def __init__(self, recipe: str) -> None:
+        autoencoder, module = build(f"{recipe}_vqvae")
         size = module.description["image_size"]
         levels = zip(
             autoencoder.level_names, autoencoder.grids(size, size), autoencoder.codebook_sizes, strict=True
         )
         levels = tuple(Level(name, height, width, codes) for name, (height, width), codes in levels)
-        self.spec = LatentSpec(levels, NUM_CLASSES[dataset], "meta")
+        self.spec = LatentSpec(levels, num_classes(recipe), "meta")
 
 
 def instantiate(name: str, *overlays: str) -> Build:
-    verb = VERBS.get(name.partition("_")[2], "fit")
+    verb = VERBS.get(name.rpartition("_")[2], "fit")
     files = [str(CONFIGS / f"{file}.yaml") for file in (name, *overlays)]
-    return Build([verb, *(part for file in files for part in ("-c", file))])
+    command, SuiteParser.composed = expanded([verb, *(part for file in files for part in ("-c", file))])
+    return Build(command)
 
 
 def build(name: str) -> tuple[torch.nn.Module, NetworkModule]:
     """The network of a config that trains one, on the meta device, and its module."""
-    dataset = name.partition("_")[0]
+    recipe = name.rpartition("_")[0]
     cli = instantiate(name)
     is_prior = "level" in vars(cli.model)
-    facts = Facts(Latents(dataset) if is_prior else Images(cli.datamodule, NUM_CLASSES[dataset]))
+    facts = Facts(Latents(recipe) if is_prior else Images(cli.datamodule, num_classes(recipe)))
     cli.model.trainer = facts
     with torch.device("meta"):
         return cli.model.build_network(), cli.model
@@ -97,6 +100,7 @@ def load_from_configs(path: str, kind: str) -> Loaded:
 @pytest.fixture(autouse=True)
 def nothing_on_disk(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(SuiteParser, "composed", {})
     modules = [
         vqvae2.jobs.encode,
         vqvae2.jobs.sample,
@@ -110,10 +114,10 @@ def nothing_on_disk(monkeypatch, tmp_path):
             monkeypatch.setattr(module, "fingerprint", lambda network: "meta")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", JOBS)
 def test_config_builds(name):
     cli = instantiate(name)
-    assert cli.trainer.default_root_dir.startswith(f"runs/{name.partition('_')[0]}")
+    assert cli.trainer.default_root_dir.startswith(f"runs/{name.rpartition('_')[0]}/")
     if isinstance(cli.model, NetworkModule):
         network, module = build(name)
         with torch.device("meta"):
@@ -123,7 +127,7 @@ def test_config_builds(name):
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-@pytest.mark.parametrize("name", [name for name in NAMES if name.partition("_")[2] not in VERBS])
+@pytest.mark.parametrize("name", FITS)
 def test_overlays_build_on_every_fit(name, overlay):
     plain, cli = instantiate(name), instantiate(name, overlay)
     changed = {
@@ -143,18 +147,20 @@ def test_an_apple_gpu_is_not_chosen_by_itself(monkeypatch):
 def test_every_part_is_used():
     used = {"wandb.yaml"}  # a second -c, for any run
     for path in CONFIGS.rglob("*.yaml"):
-        used |= {Path(base).name for base in yaml.safe_load(path.read_text()).get("base", [])}
+        config = yaml.safe_load(path.read_text())
+        for each in (config, *config.get("parts", {}).values(), *config.get("jobs", {}).values()):
+            used |= {Path(base.partition("#")[0]).name for base in each.get("base", [])}
     assert {path.name for path in (CONFIGS / "parts").glob("*.yaml")} <= used
 
 
-@pytest.mark.parametrize("dataset", [name for name, count in NUM_CLASSES.items() if count])
-def test_a_score_differs_from_its_ceiling_in_the_training_images_alone(dataset):
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if num_classes(recipe)])
+def test_a_score_differs_from_its_ceiling_in_the_training_images_alone(recipe):
     """And it holds out the same images, and reads what the other jobs write."""
-    cas, ceiling = (compose(CONFIGS / f"{dataset}_{name}.yaml") for name in ("cas", "classifier"))
+    cas, ceiling = (compose(CONFIGS / f"{recipe}_{name}.yaml") for name in ("cas", "classifier"))
     assert cas["model"] == ceiling["model"]
     train, real = (config["data"]["init_args"] for config in (cas, ceiling))
     source = {} if "val" in real else {"holdout_of": real["train"]}
-    samples = compose(CONFIGS / f"{dataset}_sample.yaml")
+    samples = compose(CONFIGS / f"{recipe}_sample.yaml")
     assert train == real | source | {"train": samples["trainer"]["default_root_dir"]}
     jobs = [config["trainer"] | {"default_root_dir": None} for config in (cas, ceiling)]
     assert jobs[0] == jobs[1]
