@@ -18,7 +18,6 @@ from typing import Any
 import matplotlib
 import torch
 
-from report import ACCURACY, STAGES, VERDICT, Run, read_json, save_page
 from report_parts import (
     NONE,
     SERIES,
@@ -31,11 +30,13 @@ from report_parts import (
     number,
     percent,
     picture,
+    save_page,
     section,
     table,
     training,
 )
-from report_verdict import KINDS, Verdict, set_name
+from report_verdict import KINDS, set_name
+from run_results import Run, read_accuracies, read_verdict
 from run_settings import CHECKPOINTS, LEFT, OWN, differing_settings, stages_of
 from verdicts import print_table
 from vqvae2.data.latents import read_manifest
@@ -108,13 +109,8 @@ def parent_of(folders: Sequence[Path]) -> Path:
 
 def read_run(folder: Path) -> Run:
     """What its evaluation and its classifiers have found, as far as there is any."""
-    name = folder.resolve().name
-    content = read_json(folder / "eval/metrics.json", VERDICT, f"make eval-fid CONFIG={name}")
-    cas, ceiling = (
-        read_json(folder / stage / "accuracy.json", ACCURACY, STAGES[stage].format(name))
-        for stage in ("cas", "classifier")
-    )
-    return Run(folder, [Verdict(folder / "eval", content)] if content else [], cas, ceiling)
+    verdict = read_verdict(folder / "eval", folder)
+    return Run(folder, [verdict] if verdict else [], *read_accuracies(folder))
 
 
 def figures(runs: Mapping[str, Run]) -> Rows:

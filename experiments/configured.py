@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vqvae2.cli.recipes import compose
-from vqvae2.data.latents import LatentSpec, Level
+from vqvae2.data.latents import LatentSpec, levels_of
 from vqvae2.pixels import size_of
 from vqvae2.training.base import NetworkModule
 
@@ -59,10 +59,8 @@ def data_facts(name: str) -> SimpleNamespace:
         return SimpleNamespace(
             channels=images["channels"], image_size=size, num_classes=num_classes, classes=classes
         )
-    size = size_of(data_facts(f"{recipe}_vqvae").image_size)
-    encoder = network(f"{recipe}_vqvae")
-    levels = zip(encoder.level_names, encoder.grids(*size), encoder.codebook_sizes, strict=True)
-    levels = tuple(Level(level, height, width, codes) for level, (height, width), codes in levels)
+    vqvae = f"{recipe}_vqvae"
+    levels = levels_of(network(vqvae), size_of(data_facts(vqvae).image_size))
     return SimpleNamespace(spec=LatentSpec(levels, num_classes, "not trained"))
 
 

@@ -8,12 +8,8 @@ server, no network, no scripts. Prints the same figures as a table.
 """
 
 import argparse
-import json
-import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -21,22 +17,20 @@ import paper
 from report_parts import (
     NONE,
     Html,
-    anchor,
     autoencoder_curves,
     code,
     disclosure,
-    document,
     element,
     note,
     number,
     percent,
     picture,
     prior_curves,
+    save_page,
     section,
     table,
 )
 from report_verdict import (
-    Verdict,
     accuracy_table,
     by_class_table,
     facts,
@@ -46,59 +40,12 @@ from report_verdict import (
     run_tables,
     trade_offs,
 )
+from run_results import STAGES, Run, evaluation_of, read_run
 from verdicts import print_table
 from vqvae2.surroundings import at_home, home_path, show_any_name
 
-VERDICT, ACCURACY = "vqvae2-verdict-2", "vqvae2-accuracy-1"
 HEADLINES = ("fid", "is", "precision", "recall", "class_accuracy")
 RUN_HEADLINES = ("psnr_db", "bits", "compression")
-STAGES = {  # folders of a run, and the commands that fill them
-    "vqvae": "lightning fit -c configs/{0}_vqvae.yaml",
-    "latents": "lightning predict -c configs/{0}_encode.yaml",
-    "top": "lightning fit -c configs/{0}_top.yaml",
-    "mid": "lightning fit -c configs/{0}_mid.yaml",
-    "bottom": "lightning fit -c configs/{0}_bottom.yaml",
-    "classifier": "lightning fit -c configs/{0}_classifier.yaml; "
-    "lightning test -c configs/{0}_classifier.yaml",
-    "samples": "lightning predict -c configs/{0}_sample.yaml",
-    "complete": "lightning predict -c configs/{0}_complete.yaml",
-    "cas": "lightning fit -c configs/{0}_cas.yaml; lightning test -c configs/{0}_cas.yaml",
-}
-
-
-class Run(NamedTuple):
-    """What the jobs of a data set have left."""
-
-    folder: Path
-    verdicts: list[Verdict]
-    cas: dict[str, Any] | None  # of a classifier trained on the samples
-    ceiling: dict[str, Any] | None  # of one trained on real images
-
-    @property
-    def name(self) -> str:
-        return self.folder.resolve().name
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        """Of the run, from all verdicts; the first that has one counts."""
-        return {key: value for verdict in reversed(self.verdicts) for key, value in verdict.figures.items()}
-
-    def of(self, verdict: Verdict, name: str) -> str:
-        """A name that says of which verdict it is, where there are several."""
-        return name if len(self.verdicts) == 1 else f"{verdict.folder.name}: {name}"
-
-    def classes(self) -> list[str] | None:
-        sources = [self.cas, self.ceiling, *(verdict.content for verdict in self.verdicts)]
-        return next((found["classes"] for found in sources if found and found.get("classes")), None)
-
-    def images(self, name: str) -> list[tuple[str, Path]]:
-        """The latest of the verdicts' pictures called so, and what each is of: a candidate, or a verdict."""
-        found: dict[tuple[Path, str], Path] = {}
-        for verdict in self.verdicts:
-            for path in sorted((verdict.folder / "images").glob(f"{name}*.png")):
-                if match := re.fullmatch(rf"{name}(?:-(.+))?-\d+", path.stem):
-                    found[verdict.folder, match[1] or verdict.folder.name] = path
-        return [(of, path) for (_, of), path in found.items()]
 
 
 def main() -> None:
@@ -121,62 +68,12 @@ def main() -> None:
     print(f"\nThe report: {out}")
 
 
-def read_run(folder: Path, evals: list[str]) -> Run:
-    """Raises:
-    ValueError: a verdict is missing, or a file is of another format; says how to make it.
-    """
-    verdicts = []
-    for name in evals:
-        where = folder / name if (folder / name).is_dir() or name == "eval" else Path(name)
-        command = f"make eval-fid CONFIG={folder.resolve().name}"
-        content = read_json(where / "metrics.json", VERDICT, command)
-        if content is None:
-            raise ValueError(f"{where / 'metrics.json'} does not exist. Judge the samples first: {command}")
-        verdicts.append(Verdict(where, content))
-    tested = {
-        stage: read_json(
-            folder / stage / "accuracy.json",
-            ACCURACY,
-            f"lightning test -c configs/{folder.resolve().name}_{stage}.yaml",
-        )
-        for stage in ("cas", "classifier")
-    }
-    return Run(folder, verdicts, tested["cas"], tested["classifier"])
-
-
-def read_json(path: Path, wanted: str, command: str) -> dict[str, Any] | None:
-    """The content of a file of the wanted format; None where there is no file."""
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read ({error}). Make it again: {command}") from error
-    found = content.get("format") if isinstance(content, dict) else None
-    if found != wanted:
-        raise ValueError(f"{path} has the format {found}, wanted {wanted}. Make it again: {command}")
-    return content
-
-
 def write_page(run: Run, out: Path) -> None:
     parts = (
         headline, samples, quality, likelihood, accuracy, curves,
         reconstructions, neighbours, completions, left_out, commands,
     )  # fmt: skip
     save_page(f"{run.name}: VQ-VAE-2", heading(run), [part(run) for part in parts], out)
-
-
-def save_page(title: str, header: Html, sections: Sequence[Html], out: Path) -> None:
-    """Writes a page with a list of its sections aside and moves it to its place."""
-    titles = [title for found in sections for title in re.findall(r"<h2[^>]*>(.*?)</h2>", found)]
-    links = [element("li", element("a", Html(title), href=f"#{anchor(title)}")) for title in titles]
-    contents = element("nav", element("ul", *links), aria_label="Sections")
-    style = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
-    page = document(title, style, header, contents, *sections)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(out.name + ".part")
-    aside.write_text(page, encoding="utf-8")
-    aside.replace(out)
 
 
 def heading(run: Run) -> Html:
@@ -238,7 +135,7 @@ def samples(run: Run) -> Html:
 
 def quality(run: Run) -> Html:
     if not any(verdict.sets for verdict in run.verdicts):
-        return section("Quality", note("No samples were judged: ", code(f"make eval-fid CONFIG={run.name}")))
+        return section("Quality", note("No samples were judged: ", code(evaluation_of(run.folder))))
     texts = [f"{row.name} ~{row.value:g}" for row in paper.FIGURE_7]
     second = [f"{row.name} {row.key.upper()} {row.value:g}" for row in paper.CAS_PAPER]
     beside = note(
@@ -271,7 +168,8 @@ def accuracy(run: Run) -> Html:
         )
         if not found
     ]
-    tables = [accuracy_table(run.cas, run.ceiling), *by_class_table(run.verdicts, run.cas, run.ceiling)]
+    by_class = by_class_table(run.verdicts, run.cas, run.ceiling, run.classes())
+    tables = [accuracy_table(run.cas, run.ceiling), *by_class]
     return section("Classification accuracy score", *missing, *tables)
 
 
@@ -325,8 +223,8 @@ def neighbours(run: Run) -> Html:
         for found in verdict.content.get("neighbours") or []
     ]
     if not shown and not rows:
-        command = f"make eval-fid CONFIG={run.name}"
-        return section("Nearest training images", note("Not searched: ", code(command), " with neighbours."))
+        command = code(evaluation_of(run.folder))
+        return section("Nearest training images", note("Not searched: ", command, " with neighbours."))
     caption = "Distance to the nearest training image; 0 is a copy"
     distances = table(caption, ["sample", "class", "by features", "by pixels"], rows) if rows else Html()
     pictures = element("div", *shown, class_="pictures")

@@ -169,6 +169,19 @@ def document(title: str, style: str, *content: str) -> str:
     return Html("<!DOCTYPE html>\n") + element("html", head, body, lang="en") + "\n"
 
 
+def save_page(title: str, header: Html, sections: Sequence[Html], out: Path) -> None:
+    """Writes a page with a list of its sections aside and moves it to its place."""
+    titles = [title for found in sections for title in re.findall(r"<h2[^>]*>(.*?)</h2>", found)]
+    links = [element("li", element("a", Html(title), href=f"#{anchor(title)}")) for title in titles]
+    contents = element("nav", element("ul", *links), aria_label="Sections")
+    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    page = document(title, style, header, contents, *sections)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(out.name + ".part")
+    aside.write_text(page, encoding="utf-8")
+    aside.replace(out)
+
+
 class Point(NamedTuple):
     """One set of images in a chart of one figure against another."""
 

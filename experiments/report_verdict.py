@@ -69,6 +69,11 @@ class Verdict(NamedTuple):
         return json.dumps([prints, shape, self.content.get("settings")], sort_keys=True)
 
 
+def legend_of(verdicts: Sequence[Verdict]) -> dict[str, dict[str, Any]]:
+    """Of all figures; of two verdicts that have one, the first says what it is."""
+    return {key: entry for verdict in reversed(verdicts) for key, entry in verdict.legend.items()}
+
+
 def facts(verdict: Verdict) -> list[tuple[str, Html]]:
     """What was judged, and by what."""
     content, inputs = verdict.content, verdict.content["inputs"]
@@ -124,7 +129,7 @@ def quality_tables(verdicts: Sequence[Verdict]) -> list[Html]:
 
 def quality_table(group: Sequence[Verdict]) -> list[Html]:
     """The table, and below it why figures are missing."""
-    legend = {key: entry for verdict in reversed(group) for key, entry in verdict.legend.items()}
+    legend = legend_of(group)
     rows = one_of_each([(verdict, row) for verdict in group for row in verdict.sets])
     keys = [
         key
@@ -238,7 +243,7 @@ def paired(
     verdicts: Sequence[Verdict], figures: dict[str, float]
 ) -> list[tuple[str, float | None, float | None, str]]:
     """The run's figures: name, on training data, on held-out data or of neither, key without its ending."""
-    legend = {key: entry for verdict in reversed(verdicts) for key, entry in verdict.legend.items()}
+    legend = legend_of(verdicts)
     pairs: dict[str, dict[str, float]] = {}
     names: dict[str, str] = {}
     for key, value in figures.items():
@@ -297,7 +302,10 @@ def accuracy_table(cas: dict[str, Any] | None, ceiling: dict[str, Any] | None) -
 
 
 def by_class_table(
-    verdicts: Sequence[Verdict], cas: dict[str, Any] | None, ceiling: dict[str, Any] | None
+    verdicts: Sequence[Verdict],
+    cas: dict[str, Any] | None,
+    ceiling: dict[str, Any] | None,
+    classes: list[str] | None,
 ) -> list[Html]:
     """Each class: samples recognised as it, and how well the tested classifiers do on it."""
     columns: list[tuple[str, list[float | None]]] = []
@@ -314,10 +322,8 @@ def by_class_table(
     if not columns:
         return []
     count = max(len(values) for _, values in columns)
-    sources = [cas, ceiling, *(verdict.content for verdict in verdicts)]
-    known = next((found["classes"] for found in sources if found and found.get("classes")), range(count))
     rows = [
-        [str(known[i]) if i < len(known) else str(i)]
+        [str(classes[i]) if classes and i < len(classes) else str(i)]
         + [percent(values[i]) if i < len(values) else NONE for _, values in columns]
         for i in range(count)
     ]

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from report import STAGES
 from report_parts import NONE
+from run_results import STAGES
 
 CHECKPOINTS = ("last.ckpt", "best.ckpt")
 LEFT = ("config.yaml", "metrics.csv", "metrics.json", "accuracy.json", "manifest.json", *CHECKPOINTS)

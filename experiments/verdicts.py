@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-FORMAT = "vqvae2-verdict-2"
+FORMAT = "vqvae2-verdict-2"  # as vqvae2.evaluation.results writes it, whose import takes seconds
 NONE = "-"  # stands where there is no figure
 
 

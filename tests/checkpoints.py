@@ -4,10 +4,11 @@ from pathlib import Path
 
 import torch
 
-from vqvae2.data.latents import LatentSpec, Level
+from vqvae2.data.latents import LatentSpec, levels_of
 from vqvae2.nn.hierarchical import HierarchicalVQVAE
 from vqvae2.nn.pixelsnail import PixelSNAIL
 from vqvae2.nn.weights import fingerprint
+from vqvae2.pixels import size_of
 from vqvae2.storage.checkpoint import DESCRIPTION
 
 WIDTHS = {"hidden": 8, "residual": 4, "residual_blocks": 1, "num_codes": 16, "code_dim": 4}
@@ -32,9 +33,7 @@ def save_autoencoder(path: Path, seed: int = 0, **changes) -> tuple[str, Hierarc
 
 
 def latent_spec(autoencoder: HierarchicalVQVAE, num_classes: int) -> LatentSpec:
-    grids = autoencoder.grids(IMAGE_SIZE, IMAGE_SIZE)
-    levels = zip(autoencoder.level_names, grids, autoencoder.codebook_sizes, strict=True)
-    levels = tuple(Level(name, height, width, codes) for name, (height, width), codes in levels)
+    levels = levels_of(autoencoder, size_of(IMAGE_SIZE))
     return LatentSpec(levels, num_classes, fingerprint(autoencoder))
 
 

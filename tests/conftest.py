@@ -3,6 +3,20 @@
 import pytest
 import torch
 
+from tests.training.training_run import write_images, write_latents
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of images of noise, in `train` and `val`; it must not be changed."""
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory):
+    """A folder of latents at random; it must not be changed."""
+    return write_latents(tmp_path_factory.mktemp("latents"))
+
 
 @pytest.fixture
 def one_thread():

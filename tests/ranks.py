@@ -15,6 +15,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+# Autograd counts the devices in a process's first backward pass, and starts threads, after which no fork can
+# go backward, if there are other than processors. FakeTensorMode, which `torch.compile` uses too, adds one.
+torch.zeros((), requires_grad=True).backward()
+
 
 def run_ranks(function: Callable[..., Any], world_size: int = 2, *args: Any, timeout_s: float = 60) -> list:
     """Calls `function(*args)` on every rank and returns the results in rank order.

@@ -23,7 +23,8 @@ from tests.recipe_names import CONFIGS, JOBS, RECIPES, num_classes
 from vqvae2.cli.parsing import SuiteParser
 from vqvae2.cli.recipes import compose, expanded
 from vqvae2.cli.suite import SuiteCLI
-from vqvae2.data.latents import LatentSpec, Level
+from vqvae2.data.latents import LatentSpec, levels_of
+from vqvae2.pixels import size_of
 from vqvae2.storage.checkpoint import Loaded
 from vqvae2.training.base import NetworkModule
 from vqvae2.training.sharding import ShardedStrategy
@@ -58,11 +59,7 @@ class Images:
 class Latents:
     def __init__(self, recipe: str) -> None:
         autoencoder, module = build(f"{recipe}_vqvae")
-        size = module.description["image_size"]
-        levels = zip(
-            autoencoder.level_names, autoencoder.grids(size, size), autoencoder.codebook_sizes, strict=True
-        )
-        levels = tuple(Level(name, height, width, codes) for name, (height, width), codes in levels)
+        levels = levels_of(autoencoder, size_of(module.description["image_size"]))
         self.spec = LatentSpec(levels, num_classes(recipe), "meta")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_cli import JOB, write
+from tests.cli.fake_job import JOB, write
 from vqvae2.surroundings import at_home, home_path, show_any_name
 
 

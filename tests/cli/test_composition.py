@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.cli.fake_job import composed, write
 from vqvae2.cli.composition import UsageError, check_keys, merge, read_config
 from vqvae2.cli.recipes import compose, config_files, expanded
 
@@ -191,3 +192,74 @@ def test_keys_of_an_option():
     check_keys("{a: 1, b: {a: 2}}")
     with pytest.raises(UsageError, match="line 1: 'a' is given twice"):
         check_keys("{a: 1, b: 2, a: 3}")
+
+
+def test_bases_come_first_and_a_shared_one_once(tmp_path):
+    a, b, c = tmp_path / "a.yaml", tmp_path / "parts/b.yaml", tmp_path / "parts/c.yaml"
+    write(c, {})
+    write(b, {"base": ["c.yaml"]})
+    write(a, {"base": ["parts/b.yaml", "parts/c.yaml"]})
+    found = config_files(["fit", f"--config={a}", "--x", "1"])
+    assert [path.name for path in found] == ["c.yaml", "b.yaml", "a.yaml"]
+
+
+def test_merging():
+    under = {"a": {"x": 1, "y": [1]}, "k": 1, "model": {"class_path": "A", "init_args": {"p": 1}}}
+    over = {"a": {"x": 2, "y+": [2]}, "l+": [3], "model": {"init_args": {"q": 2}}}
+    merged = merge(under, over)
+    assert merged["a"] == {"x": 2, "y": [1, 2]}
+    assert merged["model"] == {"class_path": "A", "init_args": {"p": 1, "q": 2}}
+    assert merge(merged, {"l+": [4]})["l+"] == [3, 4]
+    assert merge(merged, {"model": {"class_path": "B"}})["model"] == {"class_path": "B"}
+    assert merge({"model": {"init_args": {"p": 1}}}, {"model": {"class_path": "B"}})["model"] == {
+        "class_path": "B",
+        "init_args": {"p": 1},
+    }
+    assert under["a"] == {"x": 1, "y": [1]}
+
+
+def test_a_config_that_builds_on_itself(tmp_path):
+    write(tmp_path / "a.yaml", {"base": ["b.yaml"]})
+    write(tmp_path / "b.yaml", {"base": ["a.yaml"]})
+    with pytest.raises(UsageError, match=r"a\.yaml: builds on itself"):
+        config_files(["fit", "-c", str(tmp_path / "a.yaml")])
+
+
+def test_a_missing_base_names_both_files(tmp_path):
+    write(tmp_path / "parts/fit.yaml", {})
+    write(tmp_path / "a.yaml", {"base": ["parts/fti.yaml"]})
+    with pytest.raises(
+        UsageError, match=r"a.yaml: its base .*parts/fti.yaml does not exist. Did you mean .*fit.yaml"
+    ):
+        config_files(["fit", "-c", str(tmp_path / "a.yaml")])
+
+
+def test_layers_merge_deeply_and_the_later_wins(folder, capsys):
+    write(
+        folder / "child.yaml",
+        {
+            "base": ["job.yaml"],
+            "model": {"class_path": "tests.fake_jobs.FakeModule", "init_args": {"learning_rate": "1e-2"}},
+            "data": {"init_args": {"batch_size": 2}},
+        },
+    )
+    write(folder / "overlay.yaml", {"model": {"init_args": {"mode": "fancy"}}, "trainer": {"max_steps": 7}})
+    config = composed(capsys, "-c", "child.yaml", "-c", "overlay.yaml", "--model.hidden", "5")
+    assert config["model"]["init_args"] == {"hidden": 5, "learning_rate": 0.01, "mode": "fancy"}
+    assert config["data"]["init_args"] == {"size": 16, "batch_size": 2, "augment": None}
+    assert config["trainer"]["max_steps"] == 7
+    assert config["trainer"]["default_root_dir"] == "run"
+    assert config["trainer"]["use_distributed_sampler"] is False
+    assert "base" not in config
+
+
+def test_callbacks_are_appended_over_all_layers(folder, capsys):
+    def callback(name: str) -> dict:
+        return {"trainer": {"callbacks+": [{"class_path": f"lightning.pytorch.callbacks.{name}"}]}}
+
+    write(folder / "part.yaml", callback("LearningRateMonitor"))
+    write(folder / "child.yaml", {"base": ["job.yaml", "part.yaml"]} | callback("DeviceStatsMonitor"))
+    write(folder / "overlay.yaml", callback("LearningRateFinder"))
+    config = composed(capsys, "-c", "child.yaml", "-c", "overlay.yaml")
+    names = [callback["class_path"].rpartition(".")[2] for callback in config["trainer"]["callbacks"]]
+    assert names == ["LearningRateMonitor", "DeviceStatsMonitor", "LearningRateFinder"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from jsonargparse import Namespace
 
-from tests.cli.test_cli import JOB, failure, write
+from tests.cli.fake_job import JOB, failure, write
 from vqvae2.cli.composition import UsageError
 from vqvae2.cli.usage import check_devices
 

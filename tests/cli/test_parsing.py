@@ -6,17 +6,15 @@ import pytest
 import torch
 import yaml
 
-from tests.cli.test_cli import JOB, composed, failure, write
+from tests.cli.fake_job import JOB, composed, failure, write
 from vqvae2.cli import suite as cli
 
 
 @pytest.fixture
-def job(tmp_path, monkeypatch):
-    """A working directory with `job.yaml`, whose run folder is `run`, and a home."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    write(tmp_path / "job.yaml", JOB | {"trainer": JOB["trainer"] | {"default_root_dir": "run"}})
-    return tmp_path
+def job(folder, monkeypatch):
+    """`folder`, with a home in it."""
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    return folder
 
 
 @pytest.mark.parametrize(

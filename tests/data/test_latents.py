@@ -13,6 +13,7 @@ import torch
 import webdataset
 
 from tests.data.latent_folder import NUM_TRAIN, NUM_VAL, SPEC, TRUTH, epoch_of, module, write_folder
+from tests.quiet import quiet_trainer
 from tests.ranks import run_ranks
 from vqvae2.data.latent_module import LatentDataModule, LatentDataset
 from vqvae2.data.latents import LatentSpec, encode_command, read_manifest, write_manifest
@@ -136,15 +137,7 @@ class Watcher(L.LightningModule):
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_lightning_announces_the_epochs(folder, num_workers):
     watcher = Watcher()
-    trainer = L.Trainer(
-        max_epochs=3,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
-    trainer.fit(watcher, LatentDataModule(latents=str(folder), batch_size=10, num_workers=num_workers))
+    data = LatentDataModule(latents=str(folder), batch_size=10, num_workers=num_workers)
+    quiet_trainer(max_epochs=3).fit(watcher, data)
     assert [sorted(order) for order in watcher.seen.values()] == [list(range(NUM_TRAIN))] * 3
     assert len({tuple(order) for order in watcher.seen.values()}) == 3

@@ -5,15 +5,16 @@ import json
 import tarfile
 from pathlib import Path
 
-import lightning as L
 import numpy as np
 import torch
 from PIL import Image
 
+from tests.quiet import quiet_trainer
 from vqvae2.data.latent_shards import write_shard
 from vqvae2.data.latents import LatentSpec, Level, Manifest, write_manifest
 from vqvae2.evaluation.data_module import EvaluationDataModule
 from vqvae2.evaluation.module import EvaluationModule
+from vqvae2.metrics.quality import InfinitySizes, KernelSubsets, Neighbourhoods
 from vqvae2.nn.classifier import Classifier
 from vqvae2.nn.hierarchical import HierarchicalVQVAE
 from vqvae2.nn.pixelsnail import PixelSNAIL
@@ -29,6 +30,13 @@ LAYERS = {"channels": 3, "num_levels": 2, "factor": 4, "hidden": 8, "residual": 
 VQVAE = {**CODEBOOK, **LAYERS, "level_dropout": 0.5}  # in training only: a verdict must not see it
 GRIDS = {"top": (4, 4), "bottom": (8, 8)}
 CLASSIFIER = {"num_classes": CLASSES, "channels": 3, "widths": [8, 12], "blocks": 1}
+EVERYTHING = {  # that a verdict can measure of sets as small as these
+    "kid": KernelSubsets(subsets=5, subset_size=8),
+    "fid_infinity": InfinitySizes(points=4, smallest=10, largest=19),
+    "manifold": Neighbourhoods(k_precision=2, k_density=3),
+    "queries": 3,
+    "nearest": 2,
+}
 
 
 def prior_options(level):
@@ -162,14 +170,7 @@ def module_of(root, **options):
 
 
 def judge(module, data, folder):
-    trainer = L.Trainer(
-        accelerator="cpu",
-        default_root_dir=folder,
-        logger=False,
-        enable_progress_bar=False,
-        use_distributed_sampler=False,
-    )
-    trainer.test(module, data, verbose=False)
+    quiet_trainer(default_root_dir=folder).test(module, data, verbose=False)
     return json.loads(Path(folder, "metrics.json").read_text())
 
 

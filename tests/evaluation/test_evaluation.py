@@ -12,6 +12,7 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from tests.evaluation.evaluation_run import (
     CLASSES,
     CODES,
+    EVERYTHING,
     GRIDS,
     NUM,
     SIZE,
@@ -36,15 +37,6 @@ from vqvae2.data.images import ImageDataModule
 from vqvae2.evaluation.data_module import spread
 from vqvae2.jobs.encode import EncodeModule
 from vqvae2.jobs.latent_writer import LatentWriter
-from vqvae2.metrics.quality import InfinitySizes, KernelSubsets, Neighbourhoods
-
-EVERYTHING = {
-    "kid": KernelSubsets(subsets=5, subset_size=6),
-    "fid_infinity": InfinitySizes(points=4, smallest=10, largest=19),
-    "manifold": Neighbourhoods(k_precision=2, k_density=3),
-    "queries": 3,
-    "nearest": 2,
-}
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from tests.evaluation.evaluation_run import (
     CLASSES,
     CLASSIFIER,
+    EVERYTHING,
     NUM,
     SIZE,
     by_class,
@@ -27,19 +28,8 @@ from tests.evaluation.evaluation_run import (
     save,
 )
 from tests.metrics.reference import nuclear_norm_form
-from vqvae2.metrics.quality import InfinitySizes, KernelSubsets, Neighbourhoods
 from vqvae2.nn.classifier import Classifier
 from vqvae2.pixels import to_uint8
-
-EVERYTHING = {
-    "kid": KernelSubsets(subsets=5, subset_size=8),
-    "fid_infinity": InfinitySizes(points=4, smallest=10, largest=19),
-    "manifold": Neighbourhoods(k_precision=2, k_density=3),
-    "manifold_features": "classifier",
-    "queries": 3,
-    "nearest": 2,
-    "priors": None,
-}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +43,8 @@ def run(tmp_path_factory):
 
 
 def everything(root, **options):
-    return module_of(root, **{**EVERYTHING, "manifold_weights": str(root / "other.ckpt"), **options})
+    second = {"manifold_features": "classifier", "manifold_weights": str(root / "other.ckpt")}
+    return module_of(root, **{**EVERYTHING, **second, "priors": None, **options})
 
 
 @pytest.fixture(scope="module")

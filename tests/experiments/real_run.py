@@ -1,7 +1,9 @@
 """A tiny run that the suite's own jobs wrote: what pages, tables and dashboard are tested on."""
 
+import contextlib
 import copy
 import functools
+import io
 import json
 import tempfile
 from pathlib import Path
@@ -11,6 +13,7 @@ import lightning as L
 import torch
 
 from tests.evaluation.evaluation_run import SIZE, VQVAE, data_of, make_run, module_of, write_scores
+from tests.quiet import quiet_trainer
 from tests.sample_job import run as predict
 from vqvae2.data.images import ImageDataModule
 from vqvae2.data.latent_module import LatentDataModule
@@ -40,6 +43,29 @@ def _home() -> tempfile.TemporaryDirectory:
 def real_run() -> Path:
     """The folder of a data set's runs, with every stage that a report reads; it must not be changed."""
     inputs, run = Path(_home().name, "inputs"), Path(_home().name, "run")
+    with contextlib.redirect_stdout(io.StringIO()):  # not to the test that happens to ask first
+        _fill(inputs, run)
+    return run
+
+
+def real_verdict() -> dict[str, Any]:
+    """The content of its metrics.json."""
+    return _read("eval/metrics.json")
+
+
+def real_accuracy() -> dict[str, Any]:
+    """The content of an accuracy.json."""
+    return _read("cas/accuracy.json")
+
+
+def like(template: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A copy with other values, in fields that the job writes and in no others."""
+    unknown = changes.keys() - template.keys()
+    assert not unknown, f"no job writes {unknown}"
+    return copy.deepcopy(template | changes)
+
+
+def _fill(inputs: Path, run: Path) -> None:
     inputs.mkdir()
     make_run(inputs)
     write_scores(inputs / "samples", [-0.1 * i for i in range(19)])
@@ -68,24 +94,6 @@ def real_run() -> Path:
     )
     trainer = _trainer(run / "eval", VerdictPictures(rows=2), max_steps=-1)
     trainer.test(module, data_of(inputs), verbose=False)
-    return run
-
-
-def real_verdict() -> dict[str, Any]:
-    """The content of its metrics.json."""
-    return _read("eval/metrics.json")
-
-
-def real_accuracy() -> dict[str, Any]:
-    """The content of an accuracy.json."""
-    return _read("cas/accuracy.json")
-
-
-def like(template: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """A copy with other values, in fields that the job writes and in no others."""
-    unknown = changes.keys() - template.keys()
-    assert not unknown, f"no job writes {unknown}"
-    return copy.deepcopy(template | changes)
 
 
 def _fit(folder: Path, module: L.LightningModule, data: L.LightningDataModule, *callbacks: Any) -> L.Trainer:
@@ -97,16 +105,8 @@ def _fit(folder: Path, module: L.LightningModule, data: L.LightningDataModule, *
 
 
 def _trainer(folder: Path, *callbacks: Any, logger: Any = False, **options: Any) -> L.Trainer:
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    return L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        default_root_dir=folder,
-        logger=logger,
-        callbacks=list(callbacks),
-        use_distributed_sampler=False,
-        **quiet,
-        **options,
+    return quiet_trainer(
+        devices=1, default_root_dir=folder, logger=logger, callbacks=list(callbacks), **options
     )
 
 

@@ -1,15 +1,10 @@
 """The check of the verdict: that it would notice a metric that moves the wrong way."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from tests.experiments.real_run import like, real_verdict
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 FIGURES = {
     "half": (0.1, 0.0, 0.001, 5.0, 0.9, 0.9, 1.0, 0.6, 0.01),
     "blurred": (9.0, 9.0, 1.0, 4.0, 0.5, 0.2, 0.3, 0.1, 0.01),
@@ -22,16 +17,9 @@ METRICS = ("fid", "fid_infinity", "kid", "is", "precision", "recall", "density",
 KEYS = [f"{metric}_net" for metric in METRICS]
 
 
-@pytest.fixture(scope="module")
-def check():
-    sys.path.insert(0, str(EXPERIMENTS))
-    try:
-        spec = importlib.util.spec_from_file_location("check_verdict", EXPERIMENTS / "check_verdict.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(EXPERIMENTS))
+@pytest.fixture
+def check(experiment):
+    return experiment("check_verdict")
 
 
 @pytest.fixture

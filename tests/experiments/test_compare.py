@@ -1,7 +1,6 @@
 """Runs side by side: every figure in its run's column, a gap for what is not there, settings that differ."""
 
 import copy
-import importlib
 import re
 import shutil
 import sys
@@ -12,7 +11,7 @@ import yaml
 
 from tests.checkpoints import latent_spec, save_autoencoder
 from tests.experiments.fake_run import legend, make_run, verdict, write_json
-from tests.experiments.test_report import DASH, EXPERIMENTS, Page, close
+from tests.experiments.test_report import DASH, Page, close
 from vqvae2.data.latents import Manifest, write_manifest
 from vqvae2.runs.loggers import MetricsFile
 from vqvae2.storage.shards import Shard
@@ -35,10 +34,9 @@ CONFIG = {
 
 
 @pytest.fixture
-def compared(monkeypatch, capsys):
+def compared(experiment, monkeypatch, capsys):
     """Compares runs, as the command line does: the page read, and what was printed."""
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    compare = importlib.import_module("compare")
+    compare = experiment("compare")
 
     def make(*runs: Path, out: Path | None = None):
         options = ["--out", str(out)] if out else []

@@ -1,10 +1,8 @@
 """The W&B dashboard: it asks for nothing that no run logs, and nothing is sent without a key."""
 
-import importlib
 import json
 import re
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
@@ -18,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from tests.checkpoints import PRIOR
 from tests.experiments.fake_verdict import fake_verdict
+from tests.quiet import quiet_trainer
 from tests.training.training_run import autoencoder_module
 from vqvae2.data.images import ImageDataModule
 from vqvae2.data.latents import LatentBatch, LatentSpec, Level
@@ -29,13 +28,10 @@ from vqvae2.training.classifier import ClassifierModule
 from vqvae2.training.pixelsnail import TopPriorModule
 from vqvae2.training.schedules import Constant
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-
 
 @pytest.fixture
-def dashboard(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    return importlib.import_module("dashboard")
+def dashboard(experiment):
+    return experiment("dashboard")
 
 
 class Names(Logger):
@@ -83,18 +79,13 @@ def logged(tmp_path_factory):
     ]
     names = Names()
     for module, data in runs:
-        trainer = L.Trainer(
-            accelerator="cpu",
+        trainer = quiet_trainer(
             max_steps=2,
             val_check_interval=2,
             check_val_every_n_epoch=None,
             log_every_n_steps=1,
             logger=names,
             callbacks=[LearningRateMonitor(), Throughput(), Health()],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
         )
         trainer.fit(module, data)
     return names.seen

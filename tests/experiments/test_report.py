@@ -1,6 +1,5 @@
 """The report of a run: every figure in its place, nothing from outside, nothing unescaped."""
 
-import importlib
 import json
 import re
 import shutil
@@ -13,15 +12,13 @@ import pytest
 from tests.experiments.fake_run import accuracy, legend, make_run, row, verdict, write_json, write_verdict
 from tests.experiments.real_run import real_run, real_verdict
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 DASH = "\N{EN DASH}"
 VOID = {"img", "meta", "wbr"}
 
 
 @pytest.fixture
-def report(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    return importlib.import_module("report")
+def report(experiment):
+    return experiment("report")
 
 
 @pytest.fixture

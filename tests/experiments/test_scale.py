@@ -1,6 +1,5 @@
 """The page of arithmetic: its counts in closed form and on real files, and the page as it is committed."""
 
-import importlib
 from argparse import Namespace
 from pathlib import Path
 
@@ -16,9 +15,8 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
 @pytest.fixture
-def scale(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    return importlib.import_module("scale")
+def scale(experiment):
+    return experiment("scale")
 
 
 @pytest.fixture
@@ -36,7 +34,7 @@ def test_operations_of_a_convolution_in_closed_form():
     assert counter.get_total_flops() == 2 * first + 3 * second
 
 
-def test_operations_of_a_prior_in_closed_form(scale, monkeypatch):
+def test_operations_of_a_prior_in_closed_form(experiment, monkeypatch):
     """6 for each position and weight that multiplies, which are all but embeddings and biases."""
     side, hidden, residual, codes, layers = 4, 8, 16, 32, 3
     prior = PixelSNAIL(
@@ -53,7 +51,7 @@ def test_operations_of_a_prior_in_closed_form(scale, monkeypatch):
         condition_codes=(),
         num_classes=0,
     )
-    module = importlib.import_module("bench_training")
+    module = experiment("bench_training")
     monkeypatch.setattr(module, "network", lambda name: prior.to("meta"))
     spec = LatentSpec((Level("top", side, side, codes),), 0, "none")
     monkeypatch.setattr(module, "data_facts", lambda name: Namespace(spec=spec))
@@ -66,8 +64,8 @@ def test_operations_of_a_prior_in_closed_form(scale, monkeypatch):
 
 
 @pytest.mark.parametrize(("size", "shape"), [(8, (2, 1, 8, 8)), ([4, 12], (2, 1, 4, 12))])
-def test_made_up_images_are_of_the_config_s_size(scale, monkeypatch, size, shape):
-    module = importlib.import_module("bench_training")
+def test_made_up_images_are_of_the_config_s_size(experiment, monkeypatch, size, shape):
+    module = experiment("bench_training")
     facts = Namespace(channels=1, image_size=size, num_classes=0, classes=())
     monkeypatch.setattr(module, "data_facts", lambda name: facts)
     assert module.MadeUpData("made_vqvae", 2, 1).batch().images.shape == shape

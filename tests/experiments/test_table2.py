@@ -1,6 +1,5 @@
 """Table 2: ours beside the paper's, each number in its place."""
 
-import importlib
 import json
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import pytest
 
 from tests.experiments.real_run import real_accuracy
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 REPORT = {
     "format": "vqvae2-accuracy-1",
     "trained_on": "runs/x/samples",
@@ -24,9 +22,8 @@ REPORT = {
 
 
 @pytest.fixture
-def table2(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    return importlib.import_module("table2")
+def table2(experiment):
+    return experiment("table2")
 
 
 @pytest.fixture

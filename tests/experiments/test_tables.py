@@ -1,7 +1,6 @@
 """Table 1 and figure 7: every figure in its place, every job with its command."""
 
 import argparse
-import importlib
 import json
 import subprocess
 import sys
@@ -15,12 +14,6 @@ from PIL import Image
 from tests.experiments.fake_verdict import RUN, fake_verdict, sample_set, sets
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def experiment(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
-    return importlib.import_module
 
 
 def write(folder, **changes):

@@ -10,7 +10,6 @@ from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -18,6 +17,7 @@ import webdataset
 from PIL import Image, ImageOps
 
 from tests.killed import kill_at_rename, survives_rename
+from tests.quiet import quiet_trainer
 from tests.ranks import run_ranks
 from tests.sample_job import run
 from vqvae2 import distributed
@@ -342,13 +342,8 @@ def test_other_pictures_of_the_same_names_are_other_images(checkpoint, folders, 
 
 
 def test_files_are_not_left_half_full(checkpoint, folders, tmp_path):
-    trainer = L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        limit_predict_batches=2,
-        callbacks=[LatentWriter(str(tmp_path / "latents"))],
-    )
+    callbacks = [LatentWriter(str(tmp_path / "latents"))]
+    trainer = quiet_trainer(limit_predict_batches=2, callbacks=callbacks)
     with pytest.raises(ValueError, match="limit_predict_batches is 2, which would leave files half full"):
         trainer.predict(EncodeModule(str(checkpoint)), image_data(folders), return_predictions=False)
     assert not (tmp_path / "latents").exists()

@@ -161,12 +161,12 @@ def test_a_second_job_into_one_output_folder_is_refused(tmp_path, capsys, monkey
     content = {
         "trainer": {**fit_runs.QUIET, "accelerator": "cpu", "default_root_dir": "one"},
         "model": {
-            "class_path": "vqvae2.modules.encode.EncodeModule",
+            "class_path": "vqvae2.jobs.encode.EncodeModule",
             "init_args": {"checkpoint": checkpoint},
         },
         "data": fit_runs.image_data(write_images(tmp_path), num_workers=0),
     }
-    writer = {"class_path": "vqvae2.callbacks.latents.LatentWriter", "init_args": {"folder": "latents"}}
+    writer = {"class_path": "vqvae2.jobs.latent_writer.LatentWriter", "init_args": {"folder": "latents"}}
     content["trainer"]["callbacks"] = [writer]
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(content))
 
@@ -190,7 +190,7 @@ def test_a_second_job_into_one_output_folder_is_refused(tmp_path, capsys, monkey
     assert (
         f"error: latents is in use: process {first.pid} on {socket.gethostname()}" in capsys.readouterr().err
     )
-    elsewhere = ["--trainer.callbacks", "vqvae2.callbacks.latents.LatentWriter"]
+    elsewhere = ["--trainer.callbacks", "vqvae2.jobs.latent_writer.LatentWriter"]
     cli.main(["predict", "-c", "job.yaml", *elsewhere, "--trainer.callbacks.folder", "others"])
     (tmp_path / "go").touch()
     assert fit_runs.wait([first]) == [0], fit_runs.said(tmp_path)

@@ -12,8 +12,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from tests.quiet import quiet_trainer
 from tests.ranks import run_ranks
-from tests.training.training_run import NETWORK, autoencoder_module, image_data, write_images
+from tests.training.training_run import NETWORK, autoencoder_module, image_data
 from vqvae2 import distributed
 from vqvae2.runs import health
 from vqvae2.runs.health import Health, gradient_norm
@@ -22,11 +23,6 @@ from vqvae2.storage.checkpoint import read_checkpoint
 from vqvae2.training.autoencoder import AutoencoderModule
 from vqvae2.training.schedules import Constant
 from vqvae2.training.sharding import ShardedStrategy
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images"))
 
 
 class At(L.Callback):
@@ -59,18 +55,14 @@ def spoil_gradient(module):
 
 def fit(images, folder, *callbacks, steps=12, every=4, module=None, watch=None, keep=0, **options):
     """Trains, looking every 4 steps and saving (by validation) every 5, unless asked otherwise."""
-    trainer = L.Trainer(
+    trainer = quiet_trainer(
         **{"val_check_interval": 5, "devices": 1, **options},
-        accelerator="cpu",
         default_root_dir=folder,
         max_steps=steps,
         check_val_every_n_epoch=None,
         log_every_n_steps=every,
         num_sanity_val_steps=0,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
+        enable_checkpointing=True,
         callbacks=[*callbacks, watch or Health(), RunCheckpoint(monitor="val/loss", keep=keep)],
     )
     trainer.fit(module or autoencoder_module(), image_data(images))

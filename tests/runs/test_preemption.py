@@ -19,7 +19,6 @@ from tests.checkpoints import save_autoencoder
 from tests.fake_jobs import FakeModule
 from tests.fit_runs import final_state, first_difference, run, said, start, wait, write_config
 from tests.sample_job import files
-from tests.training.test_training import latents
 from tests.training.training_run import write_images
 from vqvae2.jobs.encode import EncodeModule
 from vqvae2.runs.preemption import (
@@ -32,8 +31,6 @@ from vqvae2.runs.preemption import (
     slurm_job,
 )
 from vqvae2.training.prior import PriorModule
-
-__all__ = ["latents"]  # a fixture
 
 
 @pytest.fixture
@@ -239,10 +236,10 @@ def test_a_signal_ends_a_job_that_writes_files_at_once_and_leaves_whole_ones(tmp
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
         model = {
-            "class_path": "vqvae2.modules.encode.EncodeModule",
+            "class_path": "vqvae2.jobs.encode.EncodeModule",
             "init_args": {"checkpoint": checkpoint},
         }
-        writer = {"class_path": "vqvae2.callbacks.latents.LatentWriter", "init_args": {"folder": "run"}}
+        writer = {"class_path": "vqvae2.jobs.latent_writer.LatentWriter", "init_args": {"folder": "run"}}
         content = {
             "trainer": {**fit_runs.QUIET, "accelerator": "cpu", "devices": 1, "default_root_dir": "run"},
             "model": model,

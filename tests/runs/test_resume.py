@@ -13,13 +13,9 @@ from PIL import Image, ImageOps
 
 from tests import fit_runs
 from tests.fit_runs import final_state, first_difference, kill_at, run, said, write_config
-from tests.training.test_training import latents
-from tests.training.training_run import write_images
 from vqvae2.cli import suite as cli
 from vqvae2.runs import checkpoint_files
 from vqvae2.runs.loggers import MetricsFile
-
-__all__ = ["latents"]  # a fixture
 
 MOMENTS = [  # in a step; with a checkpoint written and not renamed; not yet synced; a row not yet logged
     *((torch.optim.Adam, "step", call) for call in (2, 5, 6)),
@@ -28,11 +24,6 @@ MOMENTS = [  # in a step; with a checkpoint written and not renamed; not yet syn
     *((MetricsFile, "log_metrics", call) for call in (3, 6, 8)),
 ]
 OFTEN = ("--checkpoint.every_steps", "3")
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images"))
 
 
 def job(folder: Path, what: str, images: Path, latents: str, **trainer) -> Path:
@@ -157,7 +148,8 @@ def test_another_run_is_refused_with_both_values(go_on, what, args, reason):
 def test_another_dataset_is_refused_and_the_same_one_elsewhere_is_not(go_on, images, tmp_path):
     args = ("autoencoder", "--trainer.max_steps", "13", "--data.train")
     shutil.copytree(images / "train", tmp_path / "elsewhere/train")
-    status, message = go_on(*args, str(tmp_path / "elsewhere/train"))
+    with pytest.warns(UserWarning, match=r"data lie elsewhere now, .*: \S+/elsewhere/train \(before: "):
+        status, message = go_on(*args, str(tmp_path / "elsewhere/train"))
     assert (status, "nothing is left to do" in message) == (0, True)
     (tmp_path / "elsewhere/train/00.png").unlink()
     status, message = go_on(*args, str(tmp_path / "elsewhere/train"))

@@ -1,7 +1,6 @@
 """What callbacks and loggers leave in a run folder, and how they fare without an account or a validation."""
 
 import csv
-import time
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -13,12 +12,11 @@ import wandb
 from PIL import Image
 
 from tests.fake_jobs import FakeData, FakeModule
-from vqvae2.data.latents import LatentBatch
+from tests.quiet import quiet_trainer
 from vqvae2.runs.checkpoint_files import NotSaved, name_also, put_in_place
 from vqvae2.runs.log_pictures import log_picture
 from vqvae2.runs.loggers import MetricsFile, WandbLogger, WandbSettings
 from vqvae2.runs.run_folder import RunCheckpoint
-from vqvae2.runs.throughput import Throughput, batch_size
 
 
 def rows(path):
@@ -27,13 +25,20 @@ def rows(path):
 
 
 def trainer(folder, **options):
-    quiet = {
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "logger": False,
-        "accelerator": "cpu",
-    }
-    return L.Trainer(**(quiet | {"default_root_dir": folder} | options))
+    return quiet_trainer(enable_checkpointing=True, default_root_dir=folder, **options)
+
+
+class Spy(RunCheckpoint):
+    """Keeps what would be saved and in which step, and writes nothing."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.saved = []
+
+    def _save(self, trainer, names, *_, **__):
+        self.saved.append((*names, trainer.global_step))
+        self._saved_step = trainer.global_step
+        return True
 
 
 def test_columns_grow_and_earlier_rows_stay(tmp_path):
@@ -70,17 +75,10 @@ def test_nan_is_never_best_and_hides_no_later_best(tmp_path):
         def on_validation_epoch_end(self):
             self.log("score", next(self.values))
 
-    saved = []
-
-    class Spy(RunCheckpoint):
-        def _save(self, trainer, names, *_, **__):
-            saved.append((*names, trainer.global_step))
-            self._saved_step = trainer.global_step
-            return True
-
-    options = {"max_epochs": 4, "num_sanity_val_steps": 0, "callbacks": [Spy(monitor="score")]}
+    spy = Spy(monitor="score")
+    options = {"max_epochs": 4, "num_sanity_val_steps": 0, "callbacks": [spy]}
     trainer(tmp_path, **options).fit(Scripted(hidden=1), FakeData(size=4))
-    assert saved == [("last", 1), ("best", "last", 2), ("last", 3), ("best", "last", 4)]
+    assert spy.saved == [("last", 1), ("best", "last", 2), ("last", 3), ("best", "last", 4)]
 
 
 def test_best_and_last_are_written_once_and_the_best_stays_when_last_goes_on(tmp_path):
@@ -147,73 +145,10 @@ def test_a_folder_of_shards_is_named_twice_and_one_name_outlives_the_other(tmp_p
 
 
 def test_without_validation_every_epoch_is_kept_as_last(tmp_path):
-    saved = []
-
-    class Spy(RunCheckpoint):
-        def _save(self, trainer, names, *_, **__):
-            saved.append((*names, trainer.global_step))
-            self._saved_step = trainer.global_step
-            return True
-
-    options = {"max_epochs": 2, "limit_val_batches": 0, "callbacks": [Spy()]}
+    spy = Spy()
+    options = {"max_epochs": 2, "limit_val_batches": 0, "callbacks": [spy]}
     trainer(tmp_path, **options).fit(FakeModule(hidden=1), FakeData(size=8, batch_size=4))
-    assert saved == [("last", 2), ("last", 4)]
-
-
-def test_throughput_counts_samples_and_waiting(tmp_path, monkeypatch):
-    """A clock that only data (2 s), steps (6 s) and validation (100 s) move."""
-    now = 0.0
-    monkeypatch.setattr(time, "perf_counter", lambda: now)
-
-    def pass_s(seconds):
-        nonlocal now
-        now += seconds
-
-    class SlowData(FakeData):
-        def train_dataloader(self):
-            def batches():
-                for batch in self.loader:
-                    pass_s(2)
-                    yield batch
-
-            return batches()
-
-    class SlowModule(FakeModule):
-        logged: ClassVar[list] = []
-
-        def training_step(self, batch):
-            pass_s(6)
-            return super().training_step(batch)
-
-        def validation_step(self, batch):
-            pass_s(100)
-
-        def log_dict(self, values, **_):
-            self.logged.append(values)
-
-    module = SlowModule(hidden=1)
-    options = {
-        "max_steps": 8,
-        "val_check_interval": 3,
-        "check_val_every_n_epoch": None,
-        "log_every_n_steps": 2,
-    }
-    trainer(tmp_path, callbacks=[Throughput()], enable_checkpointing=False, **options).fit(
-        module, SlowData(size=64)
-    )
-    # Of two steps each; the first, and the first after a validation, have no known start of their waiting.
-    assert [values["speed/data_wait"] for values in module.logged] == pytest.approx(
-        [2 / 14, 2 / 14, 4 / 16, 2 / 14]
-    )
-    assert module.logged[2]["speed/samples_per_s"] == pytest.approx(8 / 16)
-
-
-def test_samples_are_counted_by_the_first_tensor():
-    codes = (torch.zeros(5, 4, 4), torch.zeros(5, 8, 8))
-    assert batch_size(LatentBatch(codes, torch.zeros(5), torch.arange(5))) == 5
-    assert batch_size({"names": ["a", "b"], "x": torch.zeros(2)}) == 2
-    with pytest.raises(ValueError, match="no tensor"):
-        batch_size(["a"])
+    assert spy.saved == [("last", 2), ("last", 4)]
 
 
 @pytest.mark.parametrize("channels", [1, 3])

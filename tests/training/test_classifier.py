@@ -2,12 +2,12 @@
 
 import json
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from tests.quiet import quiet_trainer
 from vqvae2.data.images import ImageDataModule
 from vqvae2.metrics.features import FeatureNetwork
 from vqvae2.nn.classifier import Classifier
@@ -52,17 +52,12 @@ def fit(data, steps, folder, **options):
     module = ClassifierModule(
         **{"schedule": schedule, "polyak": 0.9, "weight_decay": 0.01, **OPTIONS, **options}
     )
-    trainer = L.Trainer(
-        accelerator="cpu",
+    trainer = quiet_trainer(
         max_steps=steps,
         check_val_every_n_epoch=None,
         val_check_interval=steps,
         num_sanity_val_steps=0,
         default_root_dir=folder,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )
     trainer.fit(module, data)
     return trainer, module
@@ -129,8 +124,7 @@ def test_checkpoint_is_a_feature_network(trained, folder):
 
 def test_a_test_measures_the_averaged_network_too(trained, folder, tmp_path):
     _, module, _ = trained
-    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
-    trainer.test(module, data_of(folder), verbose=False)
+    quiet_trainer(default_root_dir=tmp_path).test(module, data_of(folder), verbose=False)
     found = json.loads((tmp_path / "accuracy.json").read_text())
     images, labels = held_out(folder)
     assert found["real"]["top1"] == pytest.approx(
@@ -163,6 +157,9 @@ def test_logits_are_the_head_of_the_features():
     [
         ({"widths": [], "blocks": 1}, "'small' needs widths and blocks"),
         ({"architecture": "resnet18", "widths": [8], "blocks": 1}, "torchvision none of them"),
+        ({"architecture": "resnet18", "widths": [8]}, "torchvision none of them"),
+        ({"architecture": "resnet18", "blocks": -1}, "torchvision none of them"),
+        ({"architecture": "resnet18", "stem_stride": 2}, "torchvision none of them"),
         (
             {"architecture": "resnet7", "widths": [], "blocks": 0},
             "no architecture 'resnet7', wanted one of small",

@@ -6,18 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.training.training_run import autoencoder_module, fit_autoencoder, write_images
+from tests.training.training_run import autoencoder_module, fit_autoencoder
 from vqvae2.data.images import ImageBatch
 from vqvae2.nn.hierarchical import Reconstruction
 from vqvae2.training.classifier import ClassifierModule
 from vqvae2.training.schedules import Constant, Cosine, InverseSquareRoot
 
 RATE = 0.25
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images"))
 
 
 def classifier(**options) -> ClassifierModule:

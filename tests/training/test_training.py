@@ -12,26 +12,20 @@ from torch.nn import functional as F
 from tests.checkpoints import PRIOR
 from tests.ranks import run_ranks
 from tests.training.training_run import (
+    SPEC,
     autoencoder_module,
     fit_autoencoder,
     image_data,
     trainer,
-    write_images,
 )
 from vqvae2.data.latent_module import LatentDataModule
-from vqvae2.data.latent_shards import write_shard
-from vqvae2.data.latents import LatentSpec, Level, Manifest, write_manifest
+from vqvae2.data.latents import LatentSpec
 from vqvae2.nn.hierarchical import Reconstruction
 from vqvae2.nn.quantizer import perplexity, usage
 from vqvae2.nn.weights import fingerprint
 from vqvae2.storage.checkpoint import load_network, read_description, rebuild
 from vqvae2.training.pixelsnail import ConditionalPriorModule, TopPriorModule
 from vqvae2.training.schedules import Constant
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images"))
 
 
 def test_every_step_uses_its_own_rate(images):
@@ -218,30 +212,6 @@ def test_mixed_precision_leaves_codebooks_and_loss_in_float32(images):
     half = fit_autoencoder(images, 3, precision="bf16-true")
     assert half.network.decoder[0].weight.dtype == torch.bfloat16
     assert half.network.quantizers[0].codebook.dtype == torch.float32
-
-
-SPEC = LatentSpec((Level("top", 4, 4, 7), Level("mid", 8, 8, 9), Level("bottom", 16, 16, 5)), 3, "a" * 64)
-
-
-@pytest.fixture(scope="module")
-def latents(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("latents")
-    torch.manual_seed(0)
-    splits = {}
-    for split, count in {"train": 20, "val": 7}.items():
-        codes = [torch.randint(level.num_codes, (count, level.height, level.width)) for level in SPEC.levels]
-        shard = write_shard(
-            folder,
-            f"{split}/000000.tar",
-            SPEC,
-            codes=[level.numpy() for level in codes],
-            labels=torch.randint(3, (count,)).numpy(),
-            keys=[str(i) for i in range(count)],
-            samples_per_record=8,
-        )
-        splits[split] = (shard,)
-    write_manifest(folder, Manifest(SPEC, (), {}, splits))
-    return str(folder)
 
 
 def prior_module(level):

@@ -10,16 +10,10 @@ from tests.training.training_run import (
     fit_autoencoder,
     image_data,
     trainer,
-    write_images,
 )
 from vqvae2.nn.quantizer import perplexity, usage
 from vqvae2.nn.weights import fingerprint
 from vqvae2.storage.checkpoint import load_network
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

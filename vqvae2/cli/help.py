@@ -7,7 +7,7 @@ import lightning as L
 
 from vqvae2.cli.classes import class_paths
 
-STEPS = {
+_STEPS = {
     "fit": "training_step",
     "validate": "validation_step",
     "test": "test_step",
@@ -34,7 +34,7 @@ _OPTIONS = {
 def verbs_of(model: type[L.LightningModule]) -> list[str]:
     """What a module can do."""
     return [
-        verb for verb, step in STEPS.items() if getattr(model, step) is not getattr(L.LightningModule, step)
+        verb for verb, step in _STEPS.items() if getattr(model, step) is not getattr(L.LightningModule, step)
     ]
 
 

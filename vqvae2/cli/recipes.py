@@ -82,8 +82,7 @@ def expanded(args: list[str]) -> tuple[list[str], dict[str, dict]]:
         UsageError: as `compose`; or a run is named, and no config has a path below it.
     """
     configs, options = _split(args)
-    named = [value for flag, value in pairwise(_split_equals(options)) if flag == f"--{RUN}"]
-    run = named[-1] if named else None
+    run = _named_run(options)
     composed: dict[str, dict] = {}
     for config in configs:
         content = compose(Path(config), run)
@@ -109,9 +108,9 @@ def next_command(args: list[str]) -> str | None:
         if job not in jobs[:-1]:
             return None
         following = jobs[jobs.index(job) + 1]
-        runs = [value for flag, value in pairwise(_split_equals(options)) if flag == f"--{RUN}"]
-        run = f" --{RUN} {runs[-1]}" if runs else ""
-        return f"lightning {_VERBS[following]} -c {_job_file(recipe, following)}{run}"
+        run = _named_run(options)
+        command = f"lightning {_VERBS[following]} -c {_job_file(recipe, following)}"
+        return f"{command} --{RUN} {run}" if run is not None else command
     return None
 
 
@@ -365,8 +364,13 @@ def _split(args: list[str]) -> tuple[list[str], list[str]]:
     return configs, options
 
 
-def _split_equals(args: list[str]) -> list[str]:
-    return [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--run=") else (arg,))]
+def _named_run(options: list[str]) -> str | None:
+    """The value of the last `--run`; None if there is none."""
+    flag = f"--{RUN}"
+    parts = [
+        part for arg in options for part in (arg.split("=", 1) if arg.startswith(f"{flag}=") else (arg,))
+    ]
+    return next((value for name, value in reversed([*pairwise(parts)]) if name == flag), None)
 
 
 def _with_full_names(options: list[str]) -> list[str]:

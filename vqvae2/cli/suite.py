@@ -336,7 +336,7 @@ class SuiteCLI(LightningCLI):
         if found:
             rank_zero_warn(f"Going on from {self.start} is not exact: {listed(found)}.")
         if places := moved(was, identity):
-            rank_zero_warn(f"The same data, by names and labels, are read from elsewhere: {listed(places)}.")
+            rank_zero_warn(f"The data lie elsewhere now, which alone changes nothing: {listed(places)}.")
 
     def predict(self, **kwargs: Any) -> None:
         """Callbacks write what a predict job makes; keeping it in memory too would fill the memory."""

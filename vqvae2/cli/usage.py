@@ -16,9 +16,10 @@ from typing import get_type_hints
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 
 from vqvae2.cli.composition import UsageError
+from vqvae2.cli.help import verbs_of
 from vqvae2.cli.recipes import origin
 from vqvae2.runs.run_folder import RunCheckpoint
 from vqvae2.storage.checkpoint import read_description
@@ -29,12 +30,6 @@ _TOP_LEVEL = (
     *("resume", "allow_inexact_resume", "run", "like", "parts", "jobs"),
 )
 _GROUPS = {"trainer": Trainer, "checkpoint": RunCheckpoint}
-_STEPS = {
-    "fit": "training_step",
-    "validate": "validation_step",
-    "test": "test_step",
-    "predict": "predict_step",
-}
 _FEW_PROCESSES = 4  # that any machine may run, to try things out
 _LAUNCHERS = {"MASTER_ADDR", "SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_RANK"}
 _UNION = "Does not validate against any of the Union subtypes"
@@ -71,7 +66,7 @@ def check_job(verb: str, config: Namespace) -> None:
     for group in ("model", "data"):
         _check_groups(group, _load(config[group].class_path), config[group].get("init_args") or Namespace())
     model = _load(config.model.class_path)
-    verbs = _verbs(model)
+    verbs = verbs_of(model)
     if verb not in verbs:
         raise UsageError(
             f"{model.__name__} cannot {verb}, this config is for: lightning {' or '.join(verbs)}."
@@ -110,13 +105,7 @@ def check_devices(trainer: Namespace, environment: Mapping[str, str]) -> None:
 def needs_weights(verb: str, config: Namespace) -> bool:
     """Whether a job looks at a network that a fit with the same config has trained."""
     model = _load(config.model.class_path)
-    return verb != "fit" and issubclass(model, NetworkModule) and verb in _verbs(model)
-
-
-def _verbs(model: type[LightningModule]) -> list[str]:
-    return [
-        name for name, step in _STEPS.items() if getattr(model, step) is not getattr(LightningModule, step)
-    ]
+    return verb != "fit" and issubclass(model, NetworkModule) and verb in verbs_of(model)
 
 
 def _check_groups(path: str, owner: type, values: Namespace) -> None:

@@ -19,6 +19,7 @@ from vqvae2.data.loader import EpochLoader, batch_loader
 from vqvae2.data.order import EpochBatches, ShardBatches, check_shares
 from vqvae2.data.sources import RemoteTarSource, TarSource, open_source
 from vqvae2.data.views import ImageBatch, Split, TrainImages, ViewImages
+from vqvae2.nn.checks import require
 from vqvae2.pictures.decode import Fit
 from vqvae2.pixels import size_of, written
 from vqvae2.storage.cache import shards_at_once
@@ -204,17 +205,12 @@ class ImageDataModule(ChunkedDataModule):
 
     def _check_arguments(self) -> None:
         for name in ("batch_size", "encode_views", "chunk_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, wanted at least 1.")
-        for name, value in (("num_workers", self.num_workers), ("num_classes", self._num_classes or 0)):
-            if value < 0:
-                raise ValueError(f"{name} is {value}, wanted at least 0.")
-        if self.channels not in (1, 3):
-            raise ValueError(f"channels is {self.channels}, wanted 3 (colour) or 1 (grey).")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}, wanted at least 0.")
-        if not 0 <= self.holdout < 1:
-            raise ValueError(f"holdout is {self.holdout}, wanted a fraction from 0 up to, not including, 1.")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("num_workers", "seed"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        require((self._num_classes or 0) >= 0, "num_classes", self._num_classes, "at least 0")
+        require(self.channels in (1, 3), "channels", self.channels, "3 (colour) or 1 (grey)")
+        require(0 <= self.holdout < 1, "holdout", self.holdout, "a fraction from 0 up to, not including, 1")
         if self.val is not None and self.holdout:
             raise ValueError(f"val is {self.val} and holdout is {self.holdout}; wanted one of the two.")
         if self.holdout_of is not None and not self.holdout:
@@ -227,8 +223,8 @@ class ImageDataModule(ChunkedDataModule):
             )
         if self.augment.random_crop and self.fit == "pad":
             raise ValueError("augment.random_crop needs fit: crop; with fit: pad use augment.shift.")
-        if self.augment.shift >= (side := min(size_of(self.image_size))):
-            raise ValueError(f"augment.shift is {self.augment.shift}, wanted less than {side}.")
+        shift, side = self.augment.shift, min(size_of(self.image_size))
+        require(shift < side, "augment.shift", shift, f"less than {side}")
         if self.encode_views > 1 and not self.augment.does_anything:
             raise ValueError(
                 f"encode_views is {self.encode_views}, but augment is off, so all would be alike."

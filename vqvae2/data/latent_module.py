@@ -21,6 +21,7 @@ from vqvae2.data.latents import (
 )
 from vqvae2.data.loader import EpochLoader
 from vqvae2.data.order import EpochBatches, Index, check_shares
+from vqvae2.nn.checks import require
 
 
 class LatentDataset(Dataset):
@@ -87,7 +88,7 @@ class LatentDataModule(L.LightningDataModule):
 
     Args:
         latents: folder that the encode job wrote, or its address, such as s3://bucket/NAME/latents: all of
-            its shards are then brought into the cache of this machine, see `data.shard_cache`.
+            its shards are then brought into the cache of this machine, see `storage.cache`.
         batch_size: samples in a batch, over all ranks together.
         num_workers: processes that load; 0, the training process itself, is the fastest from a local disk,
             because handing a batch over costs more than gathering it.
@@ -96,10 +97,8 @@ class LatentDataModule(L.LightningDataModule):
 
     def __init__(self, *, latents: str, batch_size: int, num_workers: int = 0, seed: int = 0) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, wanted at least 1.")
-        if num_workers < 0:
-            raise ValueError(f"num_workers is {num_workers}, wanted at least 0.")
+        require(batch_size >= 1, "batch_size", batch_size, "at least 1")
+        require(num_workers >= 0, "num_workers", num_workers, "at least 0")
         self.location = latents
         self.batch_size = batch_size
         self.num_workers = num_workers

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from vqvae2.nn.contracts import Tokenizer
+from vqvae2.pixels import ImageSize
 from vqvae2.storage.cache import folder_of, hold_folder
 from vqvae2.storage.remote import download, is_remote, look
 from vqvae2.storage.shards import MANIFEST, Shard, write_json
@@ -53,6 +55,16 @@ class Level:
             raise ValueError(f"level '{self.name}' has a grid of {self.height}x{self.width}")
         if not 1 <= self.num_codes <= MAX_CODES:
             raise ValueError(f"level '{self.name}' has {self.num_codes} codes, wanted 1 to {MAX_CODES}")
+
+
+def levels_of(tokenizer: Tokenizer, size: ImageSize) -> tuple[Level, ...]:
+    """The levels of the codes that a tokenizer makes of images of a size, top first.
+
+    Raises:
+        ValueError: such images do not divide into its grids.
+    """
+    levels = zip(tokenizer.level_names, tokenizer.grids(*size), tokenizer.codebook_sizes, strict=True)
+    return tuple(Level(name, height, width, codes) for name, (height, width), codes in levels)
 
 
 @dataclass(frozen=True)

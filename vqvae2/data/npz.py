@@ -100,7 +100,7 @@ def is_npz(name: str) -> bool:
 
 
 def open_npz(location: str, *, ignore_labels: bool = False) -> NpzSource:
-    """Opens an archive; if it is compressed, its images are unpacked first (see `data.unpacked`).
+    """Opens an archive; if it is compressed, its images are unpacked first (see `storage.unpacked`).
 
     `arr_0` are images, uint8 [N, H, W, 3], or grey as [N, H, W, 1] or [N, H, W]; `arr_1` may be their labels,
     whole numbers [N].

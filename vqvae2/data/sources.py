@@ -73,7 +73,7 @@ def open_source(
             images, or of tars; the path of a tar, or a brace pattern such as "x-{0000..0009}.tar.gz"; the
             path of an .npz with the images as arr_0 and perhaps their labels as arr_1. What exists by the
             name that a pattern has is meant, not the pattern. Uncompressed tars may be at addresses, such as
-            "https://host/x-{0000..0009}.tar" or "s3://bucket/x-{0000..0009}.tar": see `data.shard_cache`.
+            "https://host/x-{0000..0009}.tar" or "s3://bucket/x-{0000..0009}.tar": see `storage.cache`.
         num_classes: the number of classes; None: as many as found; 0: labels are ignored.
         classes: the names of another source's classes. Class folders get the labels that they have there.
         labels_optional: images that have no labels at all may stay without, whatever `num_classes` is.

@@ -20,12 +20,11 @@ from vqvae2.data.plain_samples import num_plain
 from vqvae2.data.sources import open_source
 from vqvae2.data.views import Split, ViewImages
 from vqvae2.jobs.scores import read_critic, read_scores
+from vqvae2.nn.checks import require
 from vqvae2.pixels import ImageSize, written
 
 _MODES = {1: "L", 3: "RGB"}
 _NUM_PROBES = 16  # samples that are looked at before the job starts
-
-
 SAMPLES = "samples"  # what a single candidate is called
 _RESERVED = ("real", "reconstructed", "held_out", "reconstructions", "latents_train", "latents_val")
 
@@ -60,8 +59,7 @@ class EvaluationDataModule(ImageDataModule):
     ) -> None:
         super().__init__(**images)
         for name, most in (("max_real", max_real), ("max_latents", max_latents)):
-            if most is not None and most < 1:
-                raise ValueError(f"{name} is {most}, wanted at least 1, or null for all.")
+            require(most is None or most >= 1, name, most, "at least 1, or null for all")
         self.samples = samples
         self.candidates = _by_name(samples)
         self.latents_location = latents

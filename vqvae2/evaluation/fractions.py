@@ -11,6 +11,7 @@ from vqvae2 import distributed
 from vqvae2.data.images import ImageBatch
 from vqvae2.evaluation.data_module import EvaluationDataModule
 from vqvae2.jobs.rejection_classifier import load_critic
+from vqvae2.nn.checks import require
 from vqvae2.nn.weights import fingerprint
 from vqvae2.pixels import to_uint8
 from vqvae2.sampling.rejection import check_fraction, even_part, keep_best, log_scores, mean_score
@@ -45,8 +46,8 @@ class Rejection(nn.Module):
             check_fraction(fraction)
         if not fractions or len(set(fractions)) < len(fractions):
             raise ValueError(f"fractions is {list(fractions)}, wanted different ones, such as [1.0, 0.25].")
-        if samples_each is not None and samples_each < 1:
-            raise ValueError(f"samples_each is {samples_each}, wanted at least 1, or null for all.")
+        wanted = "at least 1, or null for all"
+        require(samples_each is None or samples_each >= 1, "samples_each", samples_each, wanted)
         self.fractions = sorted((float(fraction) for fraction in fractions), reverse=True)
         self.critic = critic
         self.samples_each = samples_each

@@ -23,10 +23,11 @@ from vqvae2.evaluation.fractions import Rejection
 from vqvae2.evaluation.inputs import check_counts, load_autoencoder_of, load_code_judges, load_eyes
 from vqvae2.evaluation.likelihood import storage_figures
 from vqvae2.evaluation.provenance import surroundings
-from vqvae2.evaluation.results import FORMAT, SetFigures, fit_sizes, print_table, run_legend
+from vqvae2.evaluation.results import FORMAT, SetFigures, fit_sizes, print_table, run_legend, single_figures
 from vqvae2.evaluation.sample_sets import HELD_OUT, ImageSet, SetsJudge
 from vqvae2.evaluation.training_images import REAL, ReferenceJudge
 from vqvae2.metrics.sizes import InfinitySizes, KernelSubsets, Neighbourhoods, Size, Wanted
+from vqvae2.nn.checks import require
 from vqvae2.nn.contracts import Tokenizer
 from vqvae2.pixels import size_of
 from vqvae2.storage.shards import write_json
@@ -243,13 +244,8 @@ class EvaluationModule(L.LightningModule):
 
     def _publish(self) -> None:
         """Logs every single figure, writes the verdict and prints it."""
-        numbers = {f"test/{key}": value for key, value in self.verdict["figures"].items()}
-        for found in self.verdict["sets"]:
-            figures = found["figures"].items()
-            single = {key: value for key, value in figures if not isinstance(value, list)}
-            numbers |= {f"test/{found['key']}/{key}": value for key, value in single.items()}
         for logger in self.trainer.loggers:
-            logger.log_metrics(numbers, step=self.global_step)
+            logger.log_metrics(single_figures(self.verdict), step=self.global_step)
         if self.trainer.is_global_zero:
             path = Path(self.trainer.default_root_dir, REPORT)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -264,13 +260,10 @@ class EvaluationModule(L.LightningModule):
 
     def _check_arguments(self) -> None:
         self.wanted.check()
-        for name in ("queries", "nearest"):
-            if getattr(self, name) < (name == "nearest"):
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}, wanted at least {int(name == 'nearest')}."
-                )
-        if self.max_features is not None and self.max_features < 2:
-            raise ValueError(f"max_features is {self.max_features}, wanted at least 2, or null for all.")
+        for name, value, least in (("queries", self.queries, 0), ("nearest", self.nearest, 1)):
+            require(value >= least, name, value, f"at least {least}")
+        most = self.max_features
+        require(most is None or most >= 2, "max_features", most, "at least 2, or null for all")
         if self.features is None and self.manifold_features is not None:
             raise ValueError(
                 f"manifold_features is {self.manifold_features}, but there are no features: give both."

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from vqvae2.evaluation.data_module import EvaluationDataModule, spread
+from vqvae2.evaluation.results import single_figures
 from vqvae2.pixels import from_uint8
 from vqvae2.runs.log_pictures import log_picture
 from vqvae2.runs.loggers import WandbLogger
@@ -199,7 +200,7 @@ def log_verdict(logger: WandbLogger, verdict: dict[str, Any], step: int) -> None
                 xname=legend[figure_key(verdict, x)],
             )
     logger.experiment.log(logged)
-    logger.experiment.summary.update(_flat(verdict))
+    logger.experiment.summary.update(single_figures(verdict))
 
 
 def _sets_table(verdict: dict[str, Any], legend: dict[str, str]) -> tuple[list[str], list[list[Any]]]:
@@ -212,11 +213,3 @@ def _sets_table(verdict: dict[str, Any], legend: dict[str, str]) -> tuple[list[s
         [row["key"], row["num_images"], *(row["figures"].get(key) for key in keys)] for row in verdict["sets"]
     ]
     return ["set", "images", *(legend[key] for key in keys)], rows
-
-
-def _flat(verdict: dict[str, Any]) -> dict[str, float]:
-    """All single figures under the names that loggers have for them."""
-    figures = {f"test/{key}": value for key, value in verdict["figures"].items()}
-    for row in verdict["sets"]:
-        figures |= {f"test/{row['key']}/{key}": value for key, value in row["figures"].items()}
-    return {key: value for key, value in figures.items() if not isinstance(value, list)}

@@ -121,6 +121,14 @@ class SetFigures:
             self.left_out.append({"set": images.key, "metric": "fractions", "reason": reason})
 
 
+def single_figures(verdict: Mapping[str, Any]) -> dict[str, float]:
+    """All figures of a verdict but those class by class, under the names that loggers have for them."""
+    figures = {f"test/{key}": value for key, value in verdict["figures"].items()}
+    for row in verdict["sets"]:
+        figures |= {f"test/{row['key']}/{key}": value for key, value in row["figures"].items()}
+    return {key: value for key, value in figures.items() if not isinstance(value, list)}
+
+
 def print_table(verdict: Mapping[str, Any]) -> None:
     """A line a figure: those of the sets with a column a set, then those of the run."""
     names = {key: entry["name"] for key, entry in verdict["legend"].items()}

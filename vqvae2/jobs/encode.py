@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from vqvae2.data.images import ImageBatch
-from vqvae2.data.latents import LatentSpec, Level
+from vqvae2.data.latents import LatentSpec, levels_of
 from vqvae2.nn.contracts import Tokenizer
 from vqvae2.nn.weights import fingerprint
 from vqvae2.pixels import size_of
@@ -56,13 +56,8 @@ class EncodeModule(L.LightningModule):
         """
         images = self.trainer.datamodule
         check_channels(self.network, self.checkpoint, images)
-        grids = self.network.grids(*size_of(images.image_size))
-        levels = zip(self.network.level_names, grids, self.network.codebook_sizes, strict=True)
-        self.spec = LatentSpec(
-            levels=tuple(Level(name, height, width, codes) for name, (height, width), codes in levels),
-            num_classes=images.num_classes,
-            autoencoder=self.fingerprint,
-        )
+        levels = levels_of(self.network, size_of(images.image_size))
+        self.spec = LatentSpec(levels, images.num_classes, self.fingerprint)
         if self.trainer.precision not in _FULL:
             rank_zero_warn(
                 f"The images are encoded in {self.trainer.precision}, less than float32. Under bf16 autocast "

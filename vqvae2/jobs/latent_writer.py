@@ -11,6 +11,7 @@ from vqvae2.data.latents import Manifest, write_manifest
 from vqvae2.data.views import ViewImages
 from vqvae2.jobs.chunk_writer import ChunkWriter, Splits
 from vqvae2.jobs.encode import Encoded, EncodeModule
+from vqvae2.nn.checks import require
 from vqvae2.pixels import size_of
 from vqvae2.storage.shards import Shard
 
@@ -30,8 +31,7 @@ class LatentWriter(ChunkWriter):
         self, folder: str | None = None, samples_per_record: int = 256, *, overwrite: bool = False
     ) -> None:
         super().__init__(folder, overwrite=overwrite)
-        if samples_per_record < 1:
-            raise ValueError(f"samples_per_record is {samples_per_record}, wanted at least 1.")
+        require(samples_per_record >= 1, "samples_per_record", samples_per_record, "at least 1")
         self.samples_per_record = samples_per_record
 
     def identity(self, trainer: L.Trainer, module: EncodeModule) -> dict[str, Any]:

@@ -34,11 +34,11 @@ from vqvae2.data.latents import (
 from vqvae2.data.order import Index
 from vqvae2.jobs.requests import SPLIT, RequestBatch
 from vqvae2.jobs.sampled_codes import SampledCodes
+from vqvae2.nn.checks import require
 from vqvae2.storage.job_file import SAMPLES_FORMAT, written_by
 from vqvae2.storage.shards import Shard
 
 log = logging.getLogger(__name__)
-
 
 _WHOLE = 1e-4  # rows that a fraction written with six digits may be off
 
@@ -94,10 +94,8 @@ class PromptRequests(ChunkedDataModule):
         self.per_prompt, self.num_prompts = per_prompt, num_prompts
         self.batch_size, self.chunk_size = batch_size, chunk_size
         for name in ("per_prompt", "num_prompts", "batch_size", "chunk_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, wanted at least 1.")
-        if not 0 <= rows < 1:
-            raise ValueError(f"rows is {rows}, wanted a fraction from 0 up to, not including, 1.")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(0 <= rows < 1, "rows", rows, "a fraction from 0 up to, not including, 1")
         if not levels and not rows:
             raise ValueError("Nothing is kept: give levels to keep, such as [top], or rows, such as 0.5.")
         self.location = prompts

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models import WeightsEnum
 
-from vqvae2.data.class_names import composed
+from vqvae2.data.class_names import composed, some
 from vqvae2.metrics.extractors import DAMAGE, read_tensors
 from vqvae2.nn.classifier import residual_networks
 from vqvae2.storage.checkpoint import load_network
@@ -86,8 +86,8 @@ def check_classifier(
         )
     if composed(found_classes) != composed(wanted_classes):
         raise ValueError(
-            f"{path} was trained on the classes {_some(found_classes)}, but the data has "
-            f"{_some(wanted_classes)}. Take a classifier that was trained on the same classes in this order."
+            f"{path} was trained on the classes {some(found_classes)}, but the data has "
+            f"{some(wanted_classes)}. Take a classifier that was trained on the same classes in this order."
         )
 
 
@@ -160,7 +160,3 @@ def _first(error: Exception) -> str:
 
 def _pairs(values: Mapping[str, int | list[int]]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (f", … ({len(names)})" if len(names) > 10 else "")

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from vqvae2.data.chunked import ChunkedDataModule
 from vqvae2.data.latents import LatentSpec
 from vqvae2.data.order import Index
+from vqvae2.nn.checks import require
 
 SPLIT = "samples"  # what the sample job calls its only split
 
@@ -55,8 +56,7 @@ class SampleRequests(ChunkedDataModule):
         counts = per_class if isinstance(per_class, dict) else {"": per_class}
         named = {f"per_class {label}".strip(): count for label, count in counts.items()}
         for name, value in {**named, "batch_size": batch_size, "chunk_size": chunk_size}.items():
-            if value < 1:
-                raise ValueError(f"{name} is {value}, wanted at least 1.")
+            require(value >= 1, name, value, "at least 1")
         if classes == [] or not counts:
             name, such = ("classes", "[0, 3]") if counts else ("per_class", "{0: 10, 3: 20}")
             raise ValueError(f"{name} is empty, wanted labels such as {such}, or null for all classes.")

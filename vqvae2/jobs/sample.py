@@ -11,6 +11,7 @@ from vqvae2.data.class_names import by_number, comparable, composed, some
 from vqvae2.data.latents import LatentSpec, check_autoencoder
 from vqvae2.jobs.rejection_classifier import load_critic
 from vqvae2.jobs.requests import RequestBatch
+from vqvae2.nn.checks import require
 from vqvae2.nn.contracts import PriorNetwork, Tokenizer
 from vqvae2.nn.weights import fingerprint
 from vqvae2.pixels import ImageSize, to_uint8, written
@@ -68,8 +69,7 @@ class SampleModule(L.LightningModule):
         graphed: bool = True,
     ) -> None:
         super().__init__()
-        if seed < 0:
-            raise ValueError(f"seed is {seed}, wanted 0 or more.")
+        require(seed >= 0, "seed", seed, "0 or more")
         self.draws = _draws(temperatures, top_k, top_p, num_levels=len(priors))
         self.autoencoder: Tokenizer = load_network(autoencoder, Tokenizer.kind).network
         self.priors, self.spec, self.classes = load_chain(priors, autoencoder, self.autoencoder)

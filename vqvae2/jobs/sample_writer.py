@@ -16,6 +16,7 @@ from vqvae2.jobs.prompts import PromptRequests
 from vqvae2.jobs.requests import SPLIT
 from vqvae2.jobs.sample import SampleModule, Samples
 from vqvae2.jobs.sample_grids import StoredImages, prompt_grid, sample_grid
+from vqvae2.jobs.sampled_codes import sample_key
 from vqvae2.jobs.scores import LOG_SCORE, SCORES
 from vqvae2.pixels import png_bytes, write_png
 from vqvae2.storage.job_file import SAMPLES_FORMAT
@@ -90,7 +91,7 @@ class SampleWriter(ChunkWriter):
 
     def count_samples(self, path: Path, dataset: Dataset, samples: range, module: SampleModule) -> int:
         found = index_members(path)
-        keys = [_key(number) for number in samples]
+        keys = [sample_key(number) for number in samples]
         if list(found) != keys:
             raise ValueError(f"it holds {len(found)} samples, wanted the {len(keys)} from {keys[0]} on.")
         wanted = {"png", "json", *(f"{name}.npy" for name in module.level_names)}
@@ -170,7 +171,7 @@ def _records(samples: Samples, module: SampleModule) -> Iterator[dict[str, Any]]
             facts[LOG_SCORE] = samples.critic_log_scores[row].item()
         if samples.prompts is not None:
             facts["prompt"] = samples.prompts[row].item()
-        record = {"__key__": _key(index), "png": png_bytes(image)}
+        record = {"__key__": sample_key(index), "png": png_bytes(image)}
         if label >= 0:
             record["cls"] = str(label.item()).encode()
         record["json"] = json.dumps(facts).encode()
@@ -178,7 +179,3 @@ def _records(samples: Samples, module: SampleModule) -> Iterator[dict[str, Any]]
             f"{name}.npy": npy_bytes(level.codes[row].numpy().astype(CODES)) for name, level in levels.items()
         }
         yield {**record, **codes}
-
-
-def _key(number: int) -> str:
-    return f"{number:08d}"

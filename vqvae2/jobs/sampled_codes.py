@@ -12,6 +12,11 @@ from vqvae2.data.order import Index
 from vqvae2.storage.shards import MANIFEST, Member, Shard, index_members, npy_array, read_member
 
 
+def sample_key(number: int) -> str:
+    """What a sample is called in its shard."""
+    return f"{number:08d}"
+
+
 class SampledCodes:
     """The codes and labels of a folder that the sample job wrote, by the samples' numbers.
 
@@ -56,7 +61,7 @@ class SampledCodes:
             ValueError: the sample's shard is damaged, or holds other codes than the manifest says.
         """
         path = self.folder / self.shards[np.searchsorted(self._starts, sample, side="right") - 1].file
-        key = f"{sample:08d}"
+        key = sample_key(sample)
         try:
             if path not in self._members:
                 self._members[path] = index_members(path)

@@ -1,4 +1,4 @@
-"""Refusing numbers that no network can be built from."""
+"""Refusing options that cannot be meant."""
 
 
 def require(condition: bool, name: str, found: object, wanted: str) -> None:

@@ -52,14 +52,15 @@ class Classifier(Network, architecture="classifier"):
                 f"A classifier needs at least 2 classes, found {num_classes}. Name labelled images: class "
                 "folders, or tars with .cls members."
             )
-        if (architecture == SMALL) != bool(widths and blocks) or (architecture != SMALL and stem_stride != 1):
+        of_small = bool(widths), blocks != 0, stem_stride != 1
+        if not all(of_small[:2]) if architecture == SMALL else any(of_small):
             raise ValueError(
                 f"architecture is '{architecture}' with widths {list(widths)}, blocks {blocks}, stem_stride "
                 f"{stem_stride}: '{SMALL}' needs widths and blocks, a network of torchvision none of them."
             )
         require(channels >= 1, "channels", channels, "at least 1")
         require(stem_stride >= 1, "stem_stride", stem_stride, "at least 1")
-        require(blocks >= 0, "blocks", blocks, "at least 1")
+        require(blocks >= 1 or architecture != SMALL, "blocks", blocks, "at least 1")
         require(min(widths, default=1) >= 1, "widths", list(widths), "at least 1 each")
         if architecture == SMALL:
             self.body, self.num_features = _small(channels, widths, blocks, stem_stride), widths[-1]

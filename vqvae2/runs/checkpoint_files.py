@@ -1,7 +1,6 @@
 """Checkpoints on the disk: whole or not there, the earlier ones kept or pruned."""
 
 import os
-import pickle
 import re
 import shutil
 import zipfile
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
 
-from vqvae2.storage.checkpoint import META, read_checkpoint
+from vqvae2.storage.checkpoint import META, read_checkpoint, read_file
 
 PART = ".part"  # ends the name of what is being written
 OLD = ".old"  # ends the name of a folder while another takes its place
@@ -169,14 +168,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is damaged, or holds what could run code.
     """
-    try:
-        facts = torch.load(
-            path / META if path.is_dir() else path, map_location="cpu", weights_only=True, mmap=True
-        )
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint: it is damaged or something else."
-        ) from error
+    facts = read_file(path / META if path.is_dir() else path)
     if not isinstance(facts, dict) or "global_step" not in facts:
         raise ValueError(f"{path} is no checkpoint of a training run.")
     return facts

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from vqvae2.storage.cache import is_at
+
 _HELD_BY_ANOTHER = (errno.EACCES, errno.EAGAIN)
 _NOT_HERE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.EIO)  # of network file systems
 # Whoever starts ranks numbers them by some of these, on each node and over all.
@@ -73,18 +75,12 @@ def _open_locked(path: Path, verb: str, mend: str) -> int | None:
                 f"'{verb}' from writing there at the same time."
             )
             return None
-        if _is_still(path, descriptor):
+        if is_at(path, descriptor):
             facts = {"host": socket.gethostname(), "process": os.getpid(), "verb": verb}
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps({**facts, "since": time.strftime("%F %T")}).encode(), 0)
             return descriptor
         os.close(descriptor)  # its holder has just ended and removed it
-
-
-def _is_still(path: Path, descriptor: int) -> bool:
-    with suppress(FileNotFoundError):
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    return False
 
 
 def _holder(descriptor: int) -> str:

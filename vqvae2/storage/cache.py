@@ -80,15 +80,9 @@ def fetch(file: RemoteFile, path: Path, is_whole: Callable[[Path], bool] = lambd
         Unreachable: it cannot be had, is not whole even when downloaded again, or the cache cannot be
             written or has no room.
     """
-    part = path.with_name(path.name + ".part")
     try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        with locked(part) as stream:  # waits for whoever downloads it just now
-            if is_at(part, stream.fileno()) and not path.exists():
-                _download(file, stream, part, is_whole)
-                os.replace(part, path)
-            elif is_at(part, stream.fileno()):
-                part.unlink()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make_once(path, lambda stream, part: _download(file, stream, part, is_whole))
     except OSError as error:
         raise Unreachable(
             f"{file.url} needs {_gb(file.size)} in the cache {cache_folder()}, which cannot be written "
@@ -140,23 +134,19 @@ def shards_at_once(sizes: Sequence[int], location: str) -> int:
 
 
 def _download(file: RemoteFile, stream: BinaryIO, part: Path, is_whole: Callable[[Path], bool]) -> None:
-    try:
-        for _ in range(2):
-            _reserve(file, stream)
-            stream.seek(0)
-            download(file, stream)
-            stream.flush()
-            os.fsync(stream.fileno())  # or a machine that loses power keeps the rename and not the content
-            if is_whole(part):
-                return
-            log.warning("%s arrived damaged", file.url)
-        raise Unreachable(
-            f"{file.url} is damaged: it has the right size and twice another content than its manifest says. "
-            "Write it again."
-        )
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    for _ in range(2):
+        _reserve(file, stream)
+        stream.seek(0)
+        download(file, stream)
+        stream.flush()
+        os.fsync(stream.fileno())  # or a machine that loses power keeps the rename and not the content
+        if is_whole(part):
+            return
+        log.warning("%s arrived damaged", file.url)
+    raise Unreachable(
+        f"{file.url} is damaged: it has the right size and twice another content than its manifest says. "
+        "Write it again."
+    )
 
 
 def _reserve(file: RemoteFile, stream: BinaryIO) -> None:
@@ -255,6 +245,29 @@ def _hold(path: Path, size: int) -> BinaryIO | None:
 def _touch(descriptor: int) -> None:
     with contextlib.suppress(OSError):  # a cache that can only be read needs no order of removal
         os.utime(descriptor)
+
+
+def make_once(path: Path, fill: Callable[[BinaryIO, Path], None]) -> None:
+    """Has `fill` write a file aside and moves it to `path`, unless another process does so first.
+
+    Who has waited for another may find that this one failed, and then has to try again itself.
+
+    Args:
+        fill: writes into a stream; the path is the stream's.
+    """
+    part = path.with_name(path.name + ".part")
+    with locked(part) as stream:  # waits for whoever makes it just now
+        if not is_at(part, stream.fileno()):
+            return
+        if path.exists():
+            part.unlink()
+            return
+        try:
+            fill(stream, part)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        os.replace(part, path)
 
 
 @contextlib.contextmanager

@@ -113,7 +113,7 @@ def read_checkpoint(path: str | Path, join: Callable[[Sequence[Tensor]], Any] = 
     checkpoint = _read(meta)
     if meta == Path(path):
         return checkpoint
-    shards = [_load(meta.with_name(shard_file(i))) for i in range(checkpoint.pop("num_shards"))]
+    shards = [read_file(meta.with_name(shard_file(i))) for i in range(checkpoint.pop("num_shards"))]
     parts: Iterator[tuple[Tensor, ...]] = zip(*shards, strict=True)
     return tree_map(
         lambda leaf: join(next(parts)) if isinstance(leaf, Tensor) and leaf.is_meta else leaf, checkpoint
@@ -155,7 +155,7 @@ def _read(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         found = f"{path} is a folder" if path.is_dir() else f"There is no checkpoint {path}"
         raise ValueError(f"{found}. {unvalidated(path) or 'Train it first: lightning fit -c CONFIG.'}")
-    checkpoint = _load(path)
+    checkpoint = read_file(path)
     if not isinstance(checkpoint, dict) or DESCRIPTION not in checkpoint:
         raise ValueError(f"{path} is not a checkpoint of this suite: it does not say what network it holds.")
     return checkpoint
@@ -172,7 +172,12 @@ def unvalidated(path: Path) -> str | None:
     )
 
 
-def _load(path: Path) -> Any:
+def read_file(path: Path) -> Any:
+    """What torch has saved in a file: nothing that could run code. Tensors stay on the disk until used.
+
+    Raises:
+        ValueError: it is damaged, or something else.
+    """
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:

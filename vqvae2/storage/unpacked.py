@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from vqvae2.storage.cache import is_at, locked
+from vqvae2.storage.cache import make_once
 
 _BLOCK = 2**20  # bytes
 _KEPT_FREE = 0.01  # of a disk, for others
@@ -57,14 +57,8 @@ def unpacked_once(path: Path, suffix: str, blocks: Callable[[], Iterator[bytes]]
         folder = Path(tempfile.gettempdir(), f"vqvae2-{os.getuid()}")
         folder.mkdir(mode=0o700, exist_ok=True)
         target = folder / f"{identity[:32]}{suffix}"
-        part = target.with_name(target.name + ".part")
         while not target.exists():
-            with locked(part) as stream:  # waits for whoever unpacks it just now
-                if is_at(part, stream.fileno()) and not target.exists():
-                    _unpack(path, part, stream, blocks(), num_bytes)
-                    os.replace(part, target)
-                elif is_at(part, stream.fileno()):
-                    part.unlink()
+            make_once(target, lambda stream, part: _unpack(path, stream, part, blocks(), num_bytes))
     except OSError as error:
         raise ValueError(
             f"{path} cannot be unpacked into {tempfile.gettempdir()}, the system's temporary folder "
@@ -73,17 +67,13 @@ def unpacked_once(path: Path, suffix: str, blocks: Callable[[], Iterator[bytes]]
     return target
 
 
-def _unpack(path: Path, part: Path, stream: BinaryIO, blocks: Iterator[bytes], num_bytes: int) -> None:
-    try:
-        stream.truncate(0)  # of one who was killed
-        _check_room(path, part.parent, num_bytes)
-        while block := _next(path, blocks):
-            _check_room(path, part.parent, len(block))
-            stream.write(block)
-        stream.flush()
-    except BaseException:
-        part.unlink()
-        raise
+def _unpack(path: Path, stream: BinaryIO, part: Path, blocks: Iterator[bytes], num_bytes: int) -> None:
+    stream.truncate(0)  # of one who was killed
+    _check_room(path, part.parent, num_bytes)
+    while block := _next(path, blocks):
+        _check_room(path, part.parent, len(block))
+        stream.write(block)
+    stream.flush()
 
 
 def _next(path: Path, blocks: Iterator[bytes]) -> bytes:

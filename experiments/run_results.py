@@ -1,0 +1,118 @@
+"""What the stages of a run have left: evaluations, tested classifiers, pictures; and the commands of all."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from report_verdict import Verdict
+from verdicts import FORMAT
+
+ACCURACY = "vqvae2-accuracy-1"  # as vqvae2.training.classification_report writes it
+STAGES = {  # folders of a run, and the commands that fill them
+    "vqvae": "lightning fit -c configs/{0}_vqvae.yaml",
+    "latents": "lightning predict -c configs/{0}_encode.yaml",
+    "top": "lightning fit -c configs/{0}_top.yaml",
+    "mid": "lightning fit -c configs/{0}_mid.yaml",
+    "bottom": "lightning fit -c configs/{0}_bottom.yaml",
+    "classifier": "lightning fit -c configs/{0}_classifier.yaml; "
+    "lightning test -c configs/{0}_classifier.yaml",
+    "samples": "lightning predict -c configs/{0}_sample.yaml",
+    "complete": "lightning predict -c configs/{0}_complete.yaml",
+    "cas": "lightning fit -c configs/{0}_cas.yaml; lightning test -c configs/{0}_cas.yaml",
+}
+
+
+class Run(NamedTuple):
+    """What the jobs of a data set have left."""
+
+    folder: Path
+    verdicts: list[Verdict]
+    cas: dict[str, Any] | None  # of a classifier trained on the samples
+    ceiling: dict[str, Any] | None  # of one trained on real images
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Of the run, from all verdicts; the first that has one counts."""
+        return {key: value for verdict in reversed(self.verdicts) for key, value in verdict.figures.items()}
+
+    def of(self, verdict: Verdict, name: str) -> str:
+        """A name that says of which verdict it is, where there are several."""
+        return name if len(self.verdicts) == 1 else f"{verdict.folder.name}: {name}"
+
+    def classes(self) -> list[str] | None:
+        sources = [self.cas, self.ceiling, *(verdict.content for verdict in self.verdicts)]
+        return next((found["classes"] for found in sources if found and found.get("classes")), None)
+
+    def images(self, name: str) -> list[tuple[str, Path]]:
+        """The latest of the verdicts' pictures called so, and what each is of: a candidate, or a verdict."""
+        found: dict[tuple[Path, str], Path] = {}
+        for verdict in self.verdicts:
+            for path in sorted((verdict.folder / "images").glob(f"{name}*.png")):
+                if match := re.fullmatch(rf"{name}(?:-(.+))?-\d+", path.stem):
+                    found[verdict.folder, match[1] or verdict.folder.name] = path
+        return [(of, path) for (_, of), path in found.items()]
+
+
+def read_run(folder: Path, evals: list[str]) -> Run:
+    """
+    Raises:
+        ValueError: an evaluation is missing, or a file is of another format; says how to make it.
+    """
+    verdicts = []
+    for name in evals:
+        where = folder / name if (folder / name).is_dir() or name == "eval" else Path(name)
+        verdict = read_verdict(where, folder)
+        if verdict is None:
+            raise ValueError(
+                f"{where / 'metrics.json'} does not exist. Judge the samples first: {evaluation_of(folder)}"
+            )
+        verdicts.append(verdict)
+    return Run(folder, verdicts, *read_accuracies(folder))
+
+
+def read_verdict(where: Path, run: Path) -> Verdict | None:
+    """The evaluation in a folder, of a run; None where there is none.
+
+    Raises:
+        ValueError: it is of another format.
+    """
+    content = read_json(where / "metrics.json", FORMAT, evaluation_of(run))
+    return Verdict(where, content) if content else None
+
+
+def evaluation_of(run: Path) -> str:
+    """The command that makes it."""
+    return f"make eval-fid CONFIG={run.resolve().name}"
+
+
+def read_accuracies(run: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Of the classifiers trained on samples and on real images; None where one was not tested.
+
+    Raises:
+        ValueError: a file is of another format.
+    """
+    test = f"lightning test -c configs/{run.resolve().name}"
+    cas, ceiling = (
+        read_json(run / stage / "accuracy.json", ACCURACY, f"{test}_{stage}.yaml")
+        for stage in ("cas", "classifier")
+    )
+    return cas, ceiling
+
+
+def read_json(path: Path, wanted: str, command: str) -> dict[str, Any] | None:
+    """The content of a file of the wanted format; None where there is no file."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}). Make it again: {command}") from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != wanted:
+        raise ValueError(f"{path} has the format {found}, wanted {wanted}. Make it again: {command}")
+    return content
