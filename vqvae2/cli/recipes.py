@@ -58,7 +58,7 @@ _STAGES = (  # the jobs of a recipe with their verbs, in the order in which they
     ("classifier", "test"),
     ("eval", "test"),
 )
-_VERBS = {job: verb for job, verb in reversed(_STAGES)}  # the first one of each job
+_VERBS = dict(reversed(_STAGES))  # the first one of each job
 _NAMES_A_CLASS = re.compile(r"--(model|data)(\.help)?|--[\w.]+\.(help|callbacks\+?|schedule|class_path)")
 
 
