@@ -16,7 +16,7 @@ from vqvae2.nn.contracts import PriorNetwork, Tokenizer
 from vqvae2.nn.weights import fingerprint
 from vqvae2.pixels import ImageSize, to_uint8, written
 from vqvae2.sampling.chain import ChainSampler
-from vqvae2.sampling.draw import Draw, Sampled
+from vqvae2.sampling.draw import Draw, Sampled, Steps
 from vqvae2.sampling.rejection import log_scores
 from vqvae2.storage.checkpoint import load_network
 
@@ -43,6 +43,8 @@ class SampleModule(L.LightningModule):
         top_k: one a level; only the k likeliest codes are drawn, null for all. Approximate where it is set.
         top_p: one a level; only the likeliest codes that together have this probability are drawn, null for
             all. Approximate where it is set.
+        steps: one a level; how a prior that draws a whole grid at once goes on from step to step, null for
+            other priors, or for the usual steps.
         seed: with its number, the only randomness of an image.
         critic: see `load_critic`; scores each image by how surely it is of its class. null for none.
         compiled: use `torch.compile`, which costs minutes once.
@@ -63,6 +65,7 @@ class SampleModule(L.LightningModule):
         temperatures: list[float] | None = None,
         top_k: list[int | None] | None = None,
         top_p: list[float | None] | None = None,
+        steps: list[Steps | None] | None = None,
         seed: int = 0,
         critic: str | None = None,
         compiled: bool = False,
@@ -70,7 +73,7 @@ class SampleModule(L.LightningModule):
     ) -> None:
         super().__init__()
         require(seed >= 0, "seed", seed, "0 or more")
-        self.draws = _draws(temperatures, top_k, top_p, num_levels=len(priors))
+        self.draws = _draws(temperatures, top_k, top_p, steps, num_levels=len(priors))
         self.autoencoder: Tokenizer = load_network(autoencoder, Tokenizer.kind).network
         self.priors, self.spec, self.classes = load_chain(priors, autoencoder, self.autoencoder)
         for level, draw in zip(self.spec.levels, self.draws, strict=True):
@@ -102,7 +105,7 @@ class SampleModule(L.LightningModule):
             f"{name} {value} on {level}"
             for level, draw in zip(self.level_names, self.draws, strict=True)
             for name, value, exact in zip(Draw._fields, draw, Draw(), strict=True)
-            if value != exact
+            if value != exact and name != "steps"  # which no sampler that is exact takes
         ]
 
     def identity(self) -> dict[str, Any]:
@@ -110,7 +113,7 @@ class SampleModule(L.LightningModule):
         levels = zip(self.level_names, self.draws, self.priors, strict=True)
         draws, priors = {}, {}
         for name, draw, prior in levels:
-            draws[name], priors[name] = draw._asdict(), fingerprint(prior)
+            draws[name], priors[name] = draw.described(), fingerprint(prior)
         return {
             "seed": self.seed,
             "draws": draws,
@@ -189,6 +192,7 @@ def _draws(
     temperatures: Sequence[float] | None,
     top_k: Sequence[int | None] | None,
     top_p: Sequence[float | None] | None,
+    steps: Sequence[Steps | None] | None,
     *,
     num_levels: int,
 ) -> list[Draw]:
@@ -201,6 +205,7 @@ def _draws(
         "temperatures": [1.0] * num_levels if temperatures is None else temperatures,
         "top_k": off if top_k is None else top_k,
         "top_p": off if top_p is None else top_p,
+        "steps": off if steps is None else steps,
     }
     for name, column in columns.items():
         if len(column) != num_levels:

@@ -128,7 +128,7 @@ class SampleWriter(ChunkWriter):
             "critic": module.critic_path,
             "seed": module.seed,
             "draws": {
-                name: how._asdict() for name, how in zip(module.level_names, module.draws, strict=True)
+                name: how.described() for name, how in zip(module.level_names, module.draws, strict=True)
             },
             "approximate": bool(module.approximations),
             "request": {**data.identity(), **({"folder": str(data.folder)} if prompted else {})},

@@ -7,8 +7,9 @@ import importlib
 import math
 import pkgutil
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import singledispatch
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,44 @@ from vqvae2.nn.checks import require
 from vqvae2.nn.contracts import PriorNetwork
 
 
+@dataclass(frozen=True)
+class Steps:
+    """How a sampler that draws a whole grid at once goes on from step to step.
+
+    Attributes:
+        steps: network evaluations at most.
+        proportion: of the codes that a step draws anew, at the first and at the last step.
+        temperature: at the first and at the last step; both change evenly in between.
+        stop: when an image is done: `accepted`, if a step leaves all its codes as they were (the paper's);
+            `proposed`, if the codes that it did not draw anew would have stayed too; `never`.
+        min_steps: of an image that stops early.
+        guidance: w in l₀ + (1 + w) (l − l₀), l₀ the logits without a class; it grows evenly from 0. 0 is none.
+        argmax: after the first step takes the likeliest codes and draws none (Savinov et al., 2022): where
+            the step before was least sure, a `proportion` of the codes is decoded again.
+    """
+
+    steps: int = 20
+    proportion: tuple[float, float] = (0.5, 0.5)
+    temperature: tuple[float, float] = (1.0, 0.6)
+    stop: Literal["accepted", "proposed", "never"] = "accepted"
+    min_steps: int = 10
+    guidance: float = 0.0
+    argmax: bool = False
+
+    def check(self) -> None:
+        """Raises ValueError if no image can be drawn so."""
+        require(self.steps >= 1, "steps", self.steps, "at least 1")
+        require(self.min_steps >= 1, "min_steps", self.min_steps, "at least 1")
+        within = len(self.proportion) == 2 and all(0 < value <= 1 for value in self.proportion)
+        require(within, "proportion", self.proportion, "two numbers above 0, up to 1")
+        finite = len(self.temperature) == 2 and all(0 < value < math.inf for value in self.temperature)
+        require(finite, "temperature", self.temperature, "two finite numbers above 0")
+        require(
+            self.stop in ("accepted", "proposed", "never"), "stop", self.stop, "accepted, proposed or never"
+        )
+        require(0 <= self.guidance < math.inf, "guidance", self.guidance, "a finite number, 0 or more")
+
+
 class Draw(NamedTuple):
     """How codes are drawn; without top_k and top_p, at temperature 1, as the prior has learned them.
 
@@ -25,16 +64,25 @@ class Draw(NamedTuple):
         temperature: divides the logits; below 1 favours likely codes, which trades diversity for quality.
         top_k: only the k likeliest codes can be drawn, of equally likely ones the lowest; None for all.
         top_p: only the likeliest codes that together have this probability can be drawn; None for all.
+        steps: of a sampler that draws a whole grid at once; its temperatures are multiplied by `temperature`.
+            None for other samplers, or for the usual ones.
     """
 
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
+    steps: Steps | None = None
 
     @property
     def exact(self) -> bool:
         """Whether codes follow the distribution that the prior has learned."""
         return self == _AS_LEARNED
+
+    def described(self) -> dict[str, Any]:
+        """In plain types; without steps where there are none."""
+        found = self._asdict()
+        steps = found.pop("steps")
+        return found if steps is None else {**found, "steps": asdict(steps)}
 
     def check(self, num_codes: int) -> None:
         """Raises ValueError if codes cannot be drawn so from `num_codes`."""
@@ -45,6 +93,8 @@ class Draw(NamedTuple):
             top_k is None or 1 <= top_k <= num_codes, "top_k", top_k, f"1 to {num_codes}, or null for all"
         )
         require(top_p is None or 0 < top_p <= 1, "top_p", top_p, "above 0, up to 1, or null for all")
+        if self.steps is not None:
+            self.steps.check()
 
 
 _AS_LEARNED = Draw()
