@@ -125,7 +125,7 @@ class SUNDAE(PriorNetwork, architecture="sundae"):
         losses = []
         for step in range(self.unroll):
             if step:
-                noisy = _drawn(logits.detach(), generator)
+                noisy = _drawn(logits.detach(), generator)  # the last is not used
             logits = self.logits(noisy, context)
             losses.append(F.cross_entropy(logits.flatten(0, 2).float(), codes.flatten()))
         return torch.stack(losses).mean()
