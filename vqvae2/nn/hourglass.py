@@ -1,9 +1,9 @@
 """The hourglass transformer over a grid: attention at full, at half, and again at full resolution.
 
 Source: Megapixel Image Generation with Step-Unrolled Denoising Autoencoders (McKinney and Willcocks, 2022),
-section 3.2, equation 4 and figure 5, after Nawrot et al., 2021. In the authors' code positions reach the first
-head alone, and the attention behind a resampling looks at four positions in a row; here both are as the paper
-says.
+section 3.2, equation 4 and figure 5, after Nawrot et al., 2021. In the authors' code positions reach the
+first head alone, and the attention behind a resampling looks at four positions in a row; here both are as the
+paper says.
 
 Nothing is causal: every position sees every other. Angles follow from the grid, so that one network takes any
 grid. A grid with an odd side is padded, and what is padded is never seen.
@@ -34,7 +34,7 @@ def angles(height: int, width: int, head_width: int, device: torch.device) -> Te
 
 
 def turned(x: Tensor, by: Tensor) -> Tensor:
-    """x [..., m, Q, e], its pairs of numbers (2i, 2i + 1) turned by angles [..., Q, e/2], alike in all heads."""
+    """x [..., m, Q, e], its pairs of numbers (2i, 2i + 1) turned by angles [..., Q, e/2]; all heads alike."""
     cos, sin = (part[..., None, :, :].to(x.dtype) for part in (by.cos(), by.sin()))
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1).flatten(-2)
@@ -70,9 +70,8 @@ class Attention(nn.Module):
         both = self.key_value(self.norm(over))
         key, value = rearrange(both, "... k (two m e) -> two ... m k e", two=2, m=self.heads)
         mask = None if seen is None else seen[..., None, None, :]
-        attended = F.scaled_dot_product_attention(
-            turned(query, at), turned(key, over_at), value, attn_mask=mask
-        )
+        query, key = turned(query, at), turned(key, over_at)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return x + self.out(rearrange(attended, "... m q e -> ... q (m e)"))
 
 

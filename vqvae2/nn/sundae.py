@@ -123,11 +123,10 @@ class SUNDAE(PriorNetwork, architecture="sundae"):
         context = self.context(conditions, self._hide(labels), codes.shape[1:])
         noisy = self._corrupt(codes, generator)
         losses = []
-        for step in range(self.unroll):
-            if step:
-                noisy = _drawn(logits.detach(), generator)  # the last is not used
+        for _ in range(self.unroll):
             logits = self.logits(noisy, context)
             losses.append(F.cross_entropy(logits.flatten(0, 2).float(), codes.flatten()))
+            noisy = _drawn(logits.detach(), generator)  # the last one is not used
         return torch.stack(losses).mean()
 
     def loss(self, codes: Tensor, conditions: Sequence[Tensor], labels: Tensor) -> Tensor:

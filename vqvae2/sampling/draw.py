@@ -30,7 +30,7 @@ class Steps:
         stop: when an image is done: `accepted`, if a step leaves all its codes as they were (the paper's);
             `proposed`, if the codes that it did not draw anew would have stayed too; `never`.
         min_steps: of an image that stops early.
-        guidance: w in l₀ + (1 + w) (l − l₀), l₀ the logits without a class; it grows evenly from 0. 0 is none.
+        guidance: w in l₀ + (1 + w) (l − l₀), l₀ the logits without a class; w grows evenly from 0 to this.
         argmax: after the first step takes the likeliest codes and draws none (Savinov et al., 2022): where
             the step before was least sure, a `proportion` of the codes is decoded again.
     """

@@ -18,8 +18,8 @@ class DenoisingSampler:
     """Draws the codes of one level, batch after batch.
 
     The codes start uniform. Each step proposes new ones for all positions, from the network's logits at the
-    step's temperature, and takes a random share of the proposals. An image that has stopped is left out of the
-    batch: it costs nothing more. Its randomness is that of its own number in each step, whatever the batch.
+    step's temperature, and takes a random share of the proposals. An image that has stopped is left out of
+    the batch: it costs nothing more. Its randomness is that of its own number and step, whatever the batch.
 
     Args:
         prior: in eval mode, on its device.
