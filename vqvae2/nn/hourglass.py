@@ -26,9 +26,11 @@ def angles(height: int, width: int, head_width: int, device: torch.device) -> Te
     """Axial rotary positions [H, W, e/2], in radians: half of each head turns by the row, half by the column.
 
     Place p, from -1 to 1 along its axis, turns by p·π·f, for e/4 frequencies f evenly spaced from 1 to √N/2.
+    In float64: in bfloat16, which networks of that precision take by default, many turns are a wrong angle.
     """
-    frequencies = torch.linspace(1, (height * width) ** 0.5 / 2, head_width // 4, device=device)
-    places = (torch.linspace(-1, 1, size, device=device) for size in (height, width))
+    exact = {"dtype": torch.float64, "device": device}
+    frequencies = torch.linspace(1, (height * width) ** 0.5 / 2, head_width // 4, **exact)
+    places = (torch.linspace(-1, 1, size, **exact) for size in (height, width))
     row, column = (place[:, None] * torch.pi * frequencies for place in places)
     return torch.cat([row[:, None].expand(-1, width, -1), column[None].expand(height, -1, -1)], -1)
 
