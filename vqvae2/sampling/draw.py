@@ -31,8 +31,9 @@ class Steps:
             `proposed`, if the codes that it did not draw anew would have stayed too; `never`.
         min_steps: of an image that stops early.
         guidance: w in l₀ + (1 + w) (l − l₀), l₀ the logits without a class; w grows evenly from 0 to this.
-        argmax: after the first step takes the likeliest codes and draws none (Savinov et al., 2022): where
-            the step before was least sure, a `proportion` of the codes is decoded again.
+        argmax: after the first step, which draws all codes, takes the likeliest and draws none (Savinov et
+            al., 2022): of all positions in one step, in the next once more of the `proportion` of them where
+            that step was least sure, and so on.
     """
 
     steps: int = 20

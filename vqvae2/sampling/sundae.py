@@ -64,7 +64,8 @@ class DenoisingSampler:
             uniforms = own.uniforms(2 * height * width).to(kept.device)
             found = logits(step, going, codes).double()
             proposed = self._proposed(step, found, uniforms[:, : height * width]).view_as(codes)
-            taken = self._taken(step, uniforms[:, height * width :], sure[going]).view_as(codes) & free
+            sure_of_free = sure[going].masked_fill(~free.flatten(1), torch.nan)
+            taken = self._taken(step, uniforms[:, height * width :], sure_of_free).view_as(codes) & free
             sure[going] = found.softmax(-1).amax(-1).flatten(1)
             states.append(states[-1].clone())
             states[-1][going] = torch.where(taken, proposed, codes)
@@ -98,11 +99,13 @@ class DenoisingSampler:
         return draw(logits.flatten(0, 2), uniforms.flatten(), how)
 
     def _taken(self, step: int, uniforms: Tensor, sure: Tensor) -> Tensor:
-        """bool [B, N], which proposals a step takes."""
+        """bool [B, N], which proposals a step takes; `sure`: the step before, in [0, 1], nan of kept codes."""
         proportion = self.at(step, *self.steps.proportion)
-        if self.steps.argmax and step:
-            return sure <= sure.quantile(proportion, dim=1, keepdim=True)
-        return uniforms < proportion
+        if not self.steps.argmax:
+            return uniforms < proportion
+        if step % 2 or not step:
+            return torch.ones_like(uniforms, dtype=torch.bool)
+        return sure <= sure.nanquantile(proportion, dim=1, keepdim=True)
 
     def _done(self, step: int, before: Tensor, proposed: Tensor, taken: Tensor, free: Tensor) -> Tensor:
         """bool [B], which images a step leaves for good."""
