@@ -26,6 +26,7 @@ def angles(height: int, width: int, head_width: int, device: torch.device) -> Te
     """Axial rotary positions [H, W, e/2], in radians: half of each head turns by the row, half by the column.
 
     Place p, from -1 to 1 along its axis, turns by p·π·f, for e/4 frequencies f evenly spaced from 1 to √N/2.
+    As the authors have it: where all are whole numbers, as for 32x32 and e = 64, an axis's ends are alike.
     In float64: in bfloat16, which networks of that precision take by default, many turns are a wrong angle.
     """
     exact = {"dtype": torch.float64, "device": device}

@@ -99,7 +99,7 @@ class DenoisingSampler:
         return draw(logits.flatten(0, 2), uniforms.flatten(), how)
 
     def _taken(self, step: int, uniforms: Tensor, sure: Tensor) -> Tensor:
-        """bool [B, N], which proposals a step takes; `sure`: the step before, in [0, 1], nan of kept codes."""
+        """bool [B, N], which proposals a step takes. `sure`: how the step before was; nan of kept codes."""
         proportion = self.at(step, *self.steps.proportion)
         if not self.steps.argmax:
             return uniforms < proportion
