@@ -1,6 +1,9 @@
 """Training runs of one and of two processes, of every trainable module, tiny: for tests that compare them."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import lightning as L
 import torch
@@ -12,6 +15,7 @@ from tests.training.training_run import NETWORK, image_data, trainer, write_imag
 from vqvae2.data.latent_module import LatentDataModule
 from vqvae2.data.latent_shards import write_shard
 from vqvae2.data.latents import LatentSpec, Level, Manifest, write_manifest
+from vqvae2.nn import sundae
 from vqvae2.nn.weights import fingerprint
 from vqvae2.runs.checkpoint_files import StreamedCheckpoints
 from vqvae2.runs.previews import ReconstructionGrid, SampleGrid
@@ -21,10 +25,12 @@ from vqvae2.training.classifier import ClassifierModule
 from vqvae2.training.pixelsnail import ConditionalPriorModule, TopPriorModule
 from vqvae2.training.schedules import Constant
 from vqvae2.training.sharding import ShardedStrategy
+from vqvae2.training.sundae import SUNDAEModule
 
 STEPS, HALF = 20, 10
 SHARED = {"schedule": Constant(3e-3), "polyak": 0.9}
 PRIOR = {"hidden": 8, "residual": 8, "layers": 2, "kernel": 3, "dropout": 0.0, "output_layers": 1}
+SUNDAE = {"width": 8, "heads": 2, "head_width": 4, "depth": [1, 1, 1], "dropout": 0.0, "unroll": 2}
 CONDITIONED = {"layers": 1, "attention_layers": 0, "conditioning_hidden": 8, "conditioning_blocks": 2}
 MODULES = {
     "autoencoder": lambda **options: AutoencoderModule(**SHARED, beta=0.25, **(NETWORK | options)),
@@ -36,13 +42,16 @@ MODULES = {
         **SHARED,
         **(PRIOR | CONDITIONED | options),
     ),
+    "sundae": lambda **options: SUNDAEModule(
+        level="bottom", weight_decay=0.1, **SHARED, **(SUNDAE | options)
+    ),
     "classifier": lambda **options: ClassifierModule(
         **SHARED, **({"widths": [4, 6], "blocks": 1, "weight_decay": 0.1} | options)
     ),
 }
-MODEL_OPTIONS = {"bottom": {"checkpoint_layers": True}, "top": {}, "autoencoder": {}, "classifier": {}}
+MODEL_OPTIONS = {"bottom": {"checkpoint_layers": True}, "sundae": {"checkpoint_layers": True}}
 TRAINER = {"top": {"gradient_clip_val": 0.05, "accumulate_grad_batches": 2}}
-BATCH = {"autoencoder": 8, "top": 4, "bottom": 4, "classifier": 8}
+BATCH = {"autoencoder": 8, "top": 4, "bottom": 4, "sundae": 4, "classifier": 8}
 
 
 def write_data(folder):
@@ -77,7 +86,7 @@ def write_data(folder):
 
 
 def data(kind, folder):
-    if kind in ("top", "bottom"):
+    if kind in ("top", "bottom", "sundae"):
         return LatentDataModule(latents=str(folder / "latents"), batch_size=BATCH[kind])
     if kind == "autoencoder":
         return image_data(folder / "images", BATCH[kind])
@@ -120,11 +129,27 @@ def strategy(name):
     return {"devices": 2, "strategy": ShardedStrategy(save_distributed_checkpoint=name == "folders")}
 
 
+@contextmanager
+def without_noise(kind: str) -> Iterator[None]:
+    """What SUNDAE corrupts and draws follows from the codes alone: each rank draws other noise."""
+
+    def corrupt(self, codes, _):
+        place = torch.arange(codes[0].numel(), device=codes.device).view(codes.shape[1:])
+        return torch.where((codes + place) % 3 > 0, codes, (codes * 5 + place) % self.num_codes)
+
+    if kind != "sundae":
+        yield
+        return
+    likeliest = patch.object(sundae, "_drawn", lambda logits, _: logits.argmax(-1))
+    with likeliest, patch.object(sundae.SUNDAE, "_corrupt", corrupt):
+        yield
+
+
 def fit(kind, name, folder, *, run=None, resume=None, steps=STEPS, model=None, **options):
     """Trains and saves `RUN-half.ckpt` and `RUN.ckpt`; returns what was logged in each step."""
     torch.manual_seed(0)
     options = {"plugins": [StreamedCheckpoints()], **strategy(name), **TRAINER.get(kind, {}), **options}
-    module = MODULES[kind](**(MODEL_OPTIONS[kind] | (model or {})))
+    module = MODULES[kind](**(MODEL_OPTIONS.get(kind, {}) | (model or {})))
     run = folder / (run or f"{kind}-{name}")
     watch = Watch(run)
     callbacks = [watch]
@@ -142,7 +167,8 @@ def fit(kind, name, folder, *, run=None, resume=None, steps=STEPS, model=None, *
         **options,
     )
     resume = None if resume is None else str(folder / f"{resume}-half.ckpt")
-    training.fit(module, data(kind, folder), ckpt_path=resume, weights_only=True)
+    with without_noise(kind):
+        training.fit(module, data(kind, folder), ckpt_path=resume, weights_only=True)
     training.save_checkpoint(f"{run}.ckpt", weights_only=False)
     return watch.figures
 

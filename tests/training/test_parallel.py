@@ -28,6 +28,8 @@ WHOLE = [
     ("bottom", "copies"),
     ("classifier", "ddp"),
     ("classifier", "fsdp"),
+    ("sundae", "ddp"),
+    ("sundae", "fsdp"),
 ]
 RESUMED = [
     ("autoencoder", "fsdp", "single"),
@@ -37,9 +39,17 @@ RESUMED = [
     ("top", "ddp", "folders"),
     ("classifier", "fsdp", "single"),
     ("classifier", "ddp", "fsdp"),
+    ("sundae", "fsdp", "single"),
+    ("sundae", "ddp", "fsdp"),
 ]
 WIDE = {"hidden": 16}
-RESUMED_ALONE = [("autoencoder", "fsdp"), ("top", "folders"), ("bottom", "copies"), ("classifier", "fsdp")]
+RESUMED_ALONE = [
+    ("autoencoder", "fsdp"),
+    ("top", "folders"),
+    ("bottom", "copies"),
+    ("classifier", "fsdp"),
+    ("sundae", "fsdp"),
+]
 
 
 def _on_rank(folder):
