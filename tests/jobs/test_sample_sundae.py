@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -128,10 +129,12 @@ def write_job(folder: Path, autoencoder: str, priors: list[str], **model) -> str
 
 
 def test_steps_from_configs_and_from_the_command_line(tmp_path, one_thread):
+    """What an option does not say of a level's steps, the config says."""
     _, autoencoder, priors, _ = save_chain(tmp_path)
     expected = read(sample(tmp_path / "python", autoencoder, priors, steps=[FEW, None]))
-    by_default = read(sample(tmp_path / "default", autoencoder, priors, steps=[Steps(3), None]))
-    assert expected != by_default
+    changed = [replace(FEW, steps=1), None]
+    changed = read(sample(tmp_path / "changed", autoencoder, priors, steps=changed))
+    assert expected != changed
     config = write_job(tmp_path / "yaml", autoencoder, priors, steps=[FEW_PLAIN, None])
     cli(["predict", "-c", config])
     assert read(tmp_path / "yaml") == expected
@@ -139,8 +142,8 @@ def test_steps_from_configs_and_from_the_command_line(tmp_path, one_thread):
     cli(["predict", "-c", config, "--model.steps", json.dumps([FEW_PLAIN, None])])
     assert read(tmp_path / "line") == expected
     config = write_job(tmp_path / "over", autoencoder, priors, steps=[FEW_PLAIN, None])
-    cli(["predict", "-c", config, "--model.steps", "[{steps: 3}, null]"])
-    assert read(tmp_path / "over") == by_default
+    cli(["predict", "-c", config, "--model.steps", "[{steps: 1}, null]"])
+    assert read(tmp_path / "over") == changed
     usual = read(sample(tmp_path / "usual", autoencoder, priors))
     config = write_job(tmp_path / "none", autoencoder, priors, steps=[None, None])
     cli(["predict", "-c", config])

@@ -44,7 +44,8 @@ class SampleModule(L.LightningModule):
         top_p: one a level; only the likeliest codes that together have this probability are drawn, null for
             all. Approximate where it is set.
         steps: one a level; how a prior that draws a whole grid at once goes on from step to step, null for
-            other priors, or for the usual steps.
+            other priors, or for the usual steps. What a config or an option leaves out of a level's steps
+            stays as the config before has it.
         seed: with its number, the only randomness of an image.
         critic: see `load_critic`; scores each image by how surely it is of its class. null for none.
         compiled: use `torch.compile`, which costs minutes once.
