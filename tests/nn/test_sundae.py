@@ -61,6 +61,19 @@ def test_replaced_codes_are_uniform_and_may_be_the_true_ones():
     assert abs(counts[1] / counts.sum() - (1 / 2 + 1 / 10)) < 0.01
 
 
+def test_noise_is_the_same_whatever_the_default_precision():
+    prior, codes = make(num_codes=1000, class_dropout=0.3).train(), torch.zeros(9, 20, 20, dtype=torch.int64)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.set_default_dtype(dtype)  # as Lightning's bf16-true has it
+        try:
+            torch.manual_seed(0)
+            found.append((prior._corrupt(codes, None), prior._hide(torch.zeros(2000, dtype=torch.int64))))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize("unroll", [1, 2, 4])
 def test_each_step_denoises_what_the_step_before_has_drawn(unroll):
     """A network that always says one more: the second step is asked about one more, and so on."""

@@ -135,14 +135,15 @@ class SUNDAE(PriorNetwork, architecture="sundae"):
     def _hide(self, labels: Tensor) -> Tensor:
         if not self.class_dropout or not self.training:
             return labels
-        hidden = torch.rand(len(labels), device=labels.device) < self.class_dropout
+        hidden = torch.rand(len(labels), device=labels.device, dtype=torch.float32) < self.class_dropout
         return labels.masked_fill(hidden, self.num_classes)
 
     def _corrupt(self, codes: Tensor, generator: torch.Generator | None) -> Tensor:
         """Each code is replaced with a probability that is drawn for each image (equation 5)."""
         options = {"device": codes.device, "generator": generator}
-        threshold = torch.rand(len(codes), 1, 1, **options)
         noise = torch.randint(self.num_codes, codes.shape, **options)
+        options["dtype"] = torch.float32  # in bfloat16, a network's default there, 256 numbers are drawn
+        threshold = torch.rand(len(codes), 1, 1, **options)
         return torch.where(torch.rand(codes.shape, **options) < threshold, noise, codes)
 
 
