@@ -1,6 +1,5 @@
 """Sampling paths: the codes of naive sampling, likelihoods, what an image depends on, and the exact law."""
 
-import itertools
 import math
 
 import pytest
@@ -134,6 +133,9 @@ class Even(Noise):
 def test_twenty_thousand_samples_follow_the_exact_law(how):
     """Two positions of four leaves: 16 grids. Chi-square with 15 degrees of freedom exceeds 37.7 in 0.1 %."""
     prior = make((1, 2), 2, 2)
+    for level in prior.levels:  # no grid is so unlikely that it is hardly ever drawn
+        level.to_logits.weight.mul_(0.3)
+        level.to_logits.bias.mul_(0.3)
     count = 20_000
     grids = all_grids(4, (1, 2))
     labels = torch.full((16,), 2)
@@ -166,10 +168,9 @@ def test_top_k_is_of_the_children_of_a_node():
         assert torch.equal(nodes[level] % 3, best)
 
 
-@pytest.mark.parametrize("case", ["two levels", "below a grid"])
-def test_recording_and_compiling_leave_no_trace_in_the_samples(case, monkeypatch):
+def test_recording_and_compiling_leave_no_trace_in_the_samples(monkeypatch):
     """As on a GPU, but for the GPU: passes run several times to warm up."""
-    prior, above, labels = build(case)
+    prior, above, labels = build("below a grid")
     given = torch.full((2, *prior.grid), -1)
     given[:, 0, :2] = 1
     expected = PathSampler(prior, Draw())(above, labels, Noise(2, [3, 4], 0), given).codes
@@ -197,4 +198,4 @@ def test_recording_and_compiling_leave_no_trace_in_the_samples(case, monkeypatch
     monkeypatch.setattr(torch, "compile", compiled)
     found = PathSampler(prior, Draw(), compiled=True)(above, labels, Noise(2, [3, 4], 0), given)
     assert torch.equal(found.codes, expected)
-    assert len(traced) == 2 * len(list(itertools.chain(prior.levels)))
+    assert len(traced) == 2 * len(prior.levels)
