@@ -79,6 +79,15 @@ def test_codebooks_are_the_levels_and_each_has_its_nodes():
             assert torch.equal(nodes, leaves // below % size)
 
 
+def test_options_reach_every_level():
+    options = {"decay": 0.7, "eps": 0.03, "codebook_init": "uniform", "revive_below": 0.2, "beta": 0.6}
+    quantizer = HRVQVAE(**OPTIONS | options).quantizer
+    assert (quantizer.beta, quantizer.dim, quantizer.depth, quantizer.branch) == (0.6, 5, 3, 3)
+    for level in quantizer.levels:
+        assert (level.decay, level.eps, level.init, level.revive_below) == (0.7, 0.03, "uniform", 0.2)
+        assert level.codebook.abs().max() <= (3 / 5) ** 0.5
+
+
 def test_shares_of_visited_nodes_are_those_before_the_step():
     torch.manual_seed(0)
     network = HRVQVAE(**OPTIONS)

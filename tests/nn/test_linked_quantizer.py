@@ -180,6 +180,7 @@ def test_gradients_equal_the_equations_in_float64(mode, linked, precision):
     loss = loss + sum(weight * one for weight, one in zip(weights[1:], out.commitments, strict=True))
     loss.backward()
     assert out.vectors.dtype == torch.float32
+    assert not out.statistics.requires_grad  # or it would keep the whole graph until the update
     assert torch.equal(out.vectors, quantizer.lookup(out.codes))  # exactly the sum, not z + (e - z)
     torch.testing.assert_close(out.vectors.double(), straight, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(out.commitment.double(), of_sum, rtol=1e-6, atol=0)
