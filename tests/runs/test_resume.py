@@ -23,17 +23,24 @@ MOMENTS = [  # in a step; with a checkpoint written and not renamed; not yet syn
     *((os, "fsync", call) for call in (1, 3)),
     *((MetricsFile, "log_metrics", call) for call in (3, 6, 8)),
 ]
+TOKENIZERS = {
+    "autoencoder": fit_runs.autoencoder(revive_below=0.02, level_dropout=0.5, codebook_init="data"),
+    "hr": fit_runs.hr_vqvae(revive_below=0.02),
+}
+PRIORS = {
+    "prior": fit_runs.top_prior(dropout=0.3),
+    "path": fit_runs.path_prior(level="mid", depth=2, dropout=0.3),
+}
 OFTEN = ("--checkpoint.every_steps", "3")
 
 
 def job(folder: Path, what: str, images: Path, latents: str, **trainer) -> Path:
     """A folder with `job.yaml`, of a run that draws at random wherever it can."""
     folder.mkdir()
-    if what == "autoencoder":
-        model = fit_runs.autoencoder(revive_below=0.02, level_dropout=0.5, codebook_init="data")
-        data = fit_runs.image_data(images, augment={"flip": True})
+    if what in TOKENIZERS:
+        model, data = TOKENIZERS[what], fit_runs.image_data(images, augment={"flip": True})
     else:
-        model, data = fit_runs.top_prior(dropout=0.3), fit_runs.latent_data(latents)
+        model, data = PRIORS[what], fit_runs.latent_data(latents)
     write_config(folder / "job.yaml", model=model, data=data, **trainer)
     return folder
 
@@ -52,7 +59,9 @@ def killed_and_done(folder: Path, moments: list, *, ranks: int = 1) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "ranks", "kills"), [("autoencoder", 1, 5), ("prior", 1, 3), ("prior", 2, 1)], ids=str
+    ("what", "ranks", "kills"),
+    [("autoencoder", 1, 5), ("prior", 1, 3), ("prior", 2, 1), ("hr", 1, 3), ("path", 1, 2)],
+    ids=str,
 )
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path, images, latents, what, ranks, kills):
     whole, killed = (job(tmp_path / name, what, images, latents) for name in ("whole", "killed"))

@@ -208,6 +208,10 @@ class LinkedQuantizer(nn.Module):
             may = above.repeat_interleave(self.branch)
             if level.needs_candidates:
                 may = may & (offered[:, 0] > 0)
+            # A family that cannot start yet stays zero: what finds it is not what will be left for it.
+            waiting = ~(level.started | may).view(level.families, -1).any(1)
+            waiting = waiting.repeat_interleave(level.num_codes // level.families)[:, None]
+            sums, counts = sums.masked_fill(waiting, 0), counts.masked_fill(waiting, 0)
             before = level.codebook.clone()
             taken = level.learn(sums, counts[:, 0], candidates, start=~level.started, may=may)
             idle = (counts[:, 0] == 0) & ~taken
