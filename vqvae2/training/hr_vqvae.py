@@ -33,10 +33,10 @@ class HRVQVAEModule(TokenizerModule):
         require(0 <= beta < math.inf, "beta", beta, "a finite number, 0 or more")
         self.schedule = schedule
         self.beta = beta
-        self.options = network
+        self.options = dict(beta=beta, **network)
 
     def make(self, channels: int) -> HRVQVAE:
-        return HRVQVAE(channels=channels, beta=self.beta, **self.options)
+        return HRVQVAE(channels=channels, **self.options)
 
     def configure_optimizers(self) -> dict[str, Any]:
         return self.scheduled(self.adam(), self.schedule, width=self.options["hidden"])
