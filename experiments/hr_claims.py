@@ -71,6 +71,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--train", help="location of other training images")
     parser.add_argument("--val", help="location of the held-out images, with --train")
     parser.add_argument("--holdout", type=float, default=0.0, help="with --train: the part that is held out")
+    parser.add_argument(
+        "--images", nargs="+", default=[], metavar="OPTION=VALUE", help="not as the recipe: image_size=64"
+    )
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--sizes", nargs="+", type=int, default=[8], metavar="M", help="m of each level")
     parser.add_argument("--depth", type=int, default=3, metavar="L", help="levels")
@@ -122,7 +125,7 @@ def config(cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
     images = recipe["data"]["init_args"] | {"batch_size": options.batch, "seed": cell.seed, "num_workers": 0}
     if options.train is not None:
         images |= {"train": options.train, "val": options.val, "holdout": options.holdout}
-    changes = {name: yaml.safe_load(value) for name, _, value in (o.partition("=") for o in options.network)}
+    images |= assigned(options.images)
     schedule = {
         "class_path": "vqvae2.training.schedules.Cosine",
         "init_args": {"learning_rate": options.learning_rate},
@@ -141,9 +144,15 @@ def config(cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
             "enable_model_summary": False,
         },
         "checkpoint": {"every_minutes": 1.0},
-        "model": model(cell, NETWORK | changes, schedule),
+        "model": model(cell, NETWORK | assigned(options.network), schedule),
         "data": {"class_path": recipe["data"]["class_path"], "init_args": images},
     }
+
+
+def assigned(options: Sequence[str]) -> dict[str, Any]:
+    """The values of OPTION=VALUE, as YAML has them."""
+    pairs = (option.partition("=") for option in options)
+    return {name: yaml.safe_load(value) for name, _, value in pairs}
 
 
 def summary(figures: Mapping[Cell, Mapping[str, float]]) -> list[Row]:
