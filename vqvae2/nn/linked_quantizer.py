@@ -11,7 +11,7 @@ Shape legend: B batch, D code dimension, H W grid, m branch, L depth, K nodes of
 """
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from einops import rearrange
@@ -164,13 +164,12 @@ class LinkedQuantizer(nn.Module):
             rows = rearrange(vectors, "b d h w -> (b h w) d").float()
             steps = list(self._descend(rows.detach()))
             sums = torch.stack([step.found for step in steps]).cumsum(0)  # [L, N, D], e^1 + … + e^i
-            errors = [(rows if self._pulls(i) else rows.detach()) - known for i, known in enumerate(sums)]
-            commitments = tuple(error.square().mean() for error in errors)
+            pulls = tuple(self._pulls(level) for level in range(self.depth))
+            found, *commitments, commitment = _Commit.apply(rows, sums, pulls)
             statistics = self._statistics(steps) if self.training else rows.new_zeros(0, d + 1)
-            found = sums[-1] + (rows - rows.detach())  # exactly the sum; the gradient passes straight through
             found = rearrange(found, "(b h w) d -> b d h w", b=b, h=h)
             codes = self._leaf(steps).view(b, h, w)
-            return LinkedQuantized(found, codes, commitments, (rows - sums[-1]).square().mean(), statistics)
+            return LinkedQuantized(found, codes, tuple(commitments), commitment, statistics)
 
     @torch.no_grad()
     @torch.compiler.disable
@@ -246,9 +245,10 @@ class LinkedQuantizer(nn.Module):
         """Per node: sum and number of its vectors, D + 1; if needed, a candidate and whether there is one."""
         tables = []
         for i, (level, step) in enumerate(zip(self.levels, steps, strict=True)):
-            ones = step.found.new_ones(len(step.found), 1)
-            table = step.found.new_zeros(level.num_codes, self.dim + 1)
-            tables.append(table.index_add_(0, step.nodes, torch.cat([self._target(steps, i), ones], 1)))
+            sums, counts = torch.zeros_like(level.codebook), step.found.new_zeros(level.num_codes, 1)
+            sums.index_add_(0, step.nodes, self._target(steps, i))
+            counts.index_add_(0, step.nodes, step.found.new_ones(len(step.found), 1))
+            tables.append(torch.cat([sums, counts], 1))
         if not self.levels[0].needs_candidates:
             return torch.cat(tables)
         order = self._leaf(steps).argsort()  # the vectors of a cell follow each other, on every level
@@ -270,6 +270,38 @@ class LinkedQuantizer(nn.Module):
             below = below + step.found
             asked = asked + below
         return residuals - self.beta / (1 + self.beta * (self.depth - 1 - level)) * asked
+
+
+class _Commit(torch.autograd.Function):
+    """What the decoder sees, and how far each level, and all together, are from vectors [N, D].
+
+    With o the loss and ξ the vectors less the sum of the codes down to a level, the gradient is
+    ∂o/∂found + Σ ∂o/∂commitment · 2 ξ / (N·D): straight through, and drawn to those sums that pull. Autograd
+    would give the same, and make a dozen copies of the vectors.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, rows: Tensor, sums: Tensor, pulls: tuple[bool, ...]
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(rows, sums)
+        ctx.pulls = pulls
+        errors = [(rows - known).square_().mean() for known in sums]
+        total = errors[-1].clone()
+        ctx.mark_non_differentiable(*(error for error, pull in zip(errors, pulls, strict=True) if not pull))
+        return sums[-1].clone(), *errors, total
+
+    @staticmethod
+    def backward(ctx: Any, grad_found: Tensor, *grads: Tensor) -> tuple:
+        rows, sums = ctx.saved_tensors
+        scale = 2 / max(rows.numel(), 1)
+        *levels, total = [grad * scale for grad in grads]
+        levels = [grad * pull for grad, pull in zip(levels, ctx.pulls, strict=True)]
+        levels[-1] = levels[-1] + total
+        gradient = grad_found.clone()
+        for known, grad in zip(sums, levels, strict=True):
+            gradient.addcmul_(rows - known, grad)
+        return gradient, None, None
 
 
 class _Step(NamedTuple):
