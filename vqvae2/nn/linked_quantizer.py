@@ -11,6 +11,7 @@ Shape legend: B batch, D code dimension, H W grid, m branch, L depth, K nodes of
 """
 
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -163,13 +164,14 @@ class LinkedQuantizer(nn.Module):
             b, d, h, w = vectors.shape
             rows = rearrange(vectors, "b d h w -> (b h w) d").float()
             steps = list(self._descend(rows.detach()))
-            sums = torch.stack([step.found for step in steps]).cumsum(0)  # [L, N, D], e^1 + … + e^i
-            pulls = tuple(self._pulls(level) for level in range(self.depth))
-            found, *commitments, commitment = _Commit.apply(rows, sums, pulls)
+            sums = list(accumulate(step.found for step in steps))  # [N, D] each, e^1 + … + e^i
+            pulled = [rows if self._pulls(level) else rows.detach() for level in range(self.depth)]
+            commitments = tuple(map(_Commitment.apply, pulled, sums))
+            found, commitment = _StraightThrough.apply(rows, sums[-1]), _Commitment.apply(rows, sums[-1])
             statistics = self._statistics(steps) if self.training else rows.new_zeros(0, d + 1)
             found = rearrange(found, "(b h w) d -> b d h w", b=b, h=h)
             codes = self._leaf(steps).view(b, h, w)
-            return LinkedQuantized(found, codes, tuple(commitments), commitment, statistics)
+            return LinkedQuantized(found, codes, commitments, commitment, statistics)
 
     @torch.no_grad()
     @torch.compiler.disable
@@ -182,7 +184,7 @@ class LinkedQuantizer(nn.Module):
     def lookup(self, codes: Tensor, depth: int | None = None) -> Tensor:
         """The vectors [B, D, H, W] of leaf indices [B, H, W]; with `depth`, of so many upper levels."""
         levels = list(zip(self.levels, self.nodes(codes), strict=True))[:depth]
-        found = torch.stack([level.codebook[nodes] for level, nodes in levels]).cumsum(0)[-1]
+        *_, found = accumulate(level.codebook[nodes] for level, nodes in levels)
         return rearrange(found, "b h w d -> b d h w")
 
     def nodes(self, codes: Tensor) -> tuple[Tensor, ...]:
@@ -272,36 +274,33 @@ class LinkedQuantizer(nn.Module):
         return residuals - self.beta / (1 + self.beta * (self.depth - 1 - level)) * asked
 
 
-class _Commit(torch.autograd.Function):
-    """What the decoder sees, and how far each level, and all together, are from vectors [N, D].
+class _Commitment(torch.autograd.Function):
+    """mean (sg[e] − z)² of vectors z and sums of codes e [N, D].
 
-    With o the loss and ξ the vectors less the sum of the codes down to a level, the gradient is
-    ∂o/∂found + Σ ∂o/∂commitment · 2 ξ / (N·D): straight through, and drawn to those sums that pull. Autograd
-    would give the same, and make a dozen copies of the vectors.
+    Autograd would give the same, and make more copies of the vectors than the search takes time.
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, rows: Tensor, sums: Tensor, pulls: tuple[bool, ...]
-    ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(rows, sums)
-        ctx.pulls = pulls
-        errors = [(rows - known).square_().mean() for known in sums]
-        total = errors[-1].clone()
-        ctx.mark_non_differentiable(*(error for error, pull in zip(errors, pulls, strict=True) if not pull))
-        return sums[-1].clone(), *errors, total
+    def forward(ctx: Any, vectors: Tensor, known: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(vectors, known)
+        return (vectors - known).square_().mean()
 
     @staticmethod
-    def backward(ctx: Any, grad_found: Tensor, *grads: Tensor) -> tuple:
-        rows, sums = ctx.saved_tensors
-        scale = 2 / max(rows.numel(), 1)
-        *levels, total = [grad * scale for grad in grads]
-        levels = [grad * pull for grad, pull in zip(levels, ctx.pulls, strict=True)]
-        levels[-1] = levels[-1] + total
-        gradient = grad_found.clone()
-        for known, grad in zip(sums, levels, strict=True):
-            gradient.addcmul_(rows - known, grad)
-        return gradient, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        vectors, known = ctx.saved_tensors
+        return (vectors - known).mul_(grad * (2 / max(vectors.numel(), 1))), None
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Sums of codes [N, D]; the gradient passes to the vectors."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, known: Tensor) -> Tensor:  # type: ignore[override]
+        return known.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        return grad, None
 
 
 class _Step(NamedTuple):
