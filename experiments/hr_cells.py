@@ -22,15 +22,18 @@ from vqvae2.pixels import size_of
 from vqvae2.training.tokenizer import load_tokenizer
 
 FORMAT = "vqvae2-hr-cell-1"
+MEASURED = "measured.json"
 AUTOENCODER = "vqvae2.training.autoencoder.AutoencoderModule"
 HR_VQVAE = "vqvae2.training.hr_vqvae.HRVQVAEModule"
 VQVAE2_LEVELS = 3  # HR-VQVAE, appendix, table 7
 VARIANTS: dict[str, dict[str, Any]] = {  # what a variant's network has besides the shared options
     "flat": {},
+    "flat-revived": {"revive_below": 0.02},
     "residual": {"linked": False},
     "linked": {"linked": True, "residual_gradient": "stop"},
     "linked-full": {"linked": True, "residual_gradient": "full"},
     "linked-none": {"linked": True, "residual_gradient": "none"},
+    "linked-revived": {"linked": True, "residual_gradient": "stop", "revive_below": 0.02},
     "vqvae2": {},
 }
 NETWORK = {  # HR-VQVAE, appendix, table 6, CIFAR10; what it does not say is as in configs/cifar10_vqvae.yaml
@@ -68,8 +71,8 @@ class Cell(NamedTuple):
 def model(cell: Cell, network: Mapping[str, Any], schedule: Mapping[str, Any]) -> dict[str, Any]:
     """The model of a config: all variants have these options of the network."""
     shared = {"schedule": dict(schedule), **network, **VARIANTS[cell.variant]}
-    if cell.variant in ("flat", "vqvae2"):
-        levels = 1 if cell.variant == "flat" else VQVAE2_LEVELS
+    if cell.variant in ("flat", "flat-revived", "vqvae2"):
+        levels = VQVAE2_LEVELS if cell.variant == "vqvae2" else 1
         return {
             "class_path": AUTOENCODER,
             "init_args": shared | {"num_levels": levels, "num_codes": cell.num_codes},
@@ -92,7 +95,7 @@ def finish(cell: Cell, config: dict[str, Any], out: Path) -> dict[str, float]:
         ValueError: the cell was run with another config.
     """
     folder = cell.folder(out)
-    path = folder / "measured.json"
+    path = folder / MEASURED
     if path.is_file():
         return read(path, config)
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ that are done are not run again. Writes a table (.csv) and a picture (.png), and
 - flat: one codebook of m^L codes (a VQ-VAE of one level).
 - residual: L levels of m codes, the same for all vectors.
 - linked: L levels of linked codebooks (HR-VQVAE); -full and -none: other gradients of the residual.
+- -revived: where codes that are hardly used move to vectors of the batch (`revive_below`, of no paper).
 - vqvae2: three levels of m^L codes on grids of 1, 1/2 and 1/4 the side (table 7). Not equal bits.
 """
 
@@ -30,7 +31,7 @@ import torch
 import yaml
 from matplotlib.axes import Axes
 
-from hr_cells import NETWORK, VARIANTS, Cell, finish, model, work
+from hr_cells import MEASURED, NETWORK, VARIANTS, Cell, finish, model, work
 from timing import compare, describe_machine
 from verdicts import NONE, print_table
 from vqvae2.cli.recipes import compose
@@ -39,7 +40,7 @@ from vqvae2.surroundings import home_path, show_any_name
 CONFIGS = Path(__file__).parents[1] / "configs"
 TIMED_IMAGES = 64
 GRIDS = ("top", "mid", "bottom")  # by whose names figures end
-COLOURS = ("#2a6f97", "#588157", "#c8553d", "#e09f3e", "#7b5ea7", "#555555")
+COLOURS = ("#2a6f97", "#61a5c2", "#588157", "#c8553d", "#e09f3e", "#7b5ea7", "#8d5b4c", "#555555")
 Row = dict[str, Any]  # variant, m, leaves, seeds, and of each figure its mean and standard deviation
 
 
@@ -84,6 +85,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--network", nargs="+", default=[], metavar="OPTION=VALUE", help="not as table 6: hidden=32 beta=1"
     )
+    parser.add_argument("--done", action="store_true", help="run nothing: the table of cells that are done")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=9, help="of the timing")
     parser.add_argument("--out", type=home_path, default=Path("runs/hr_claims"), help="folder of the runs")
@@ -100,14 +102,19 @@ def run(options: argparse.Namespace) -> tuple[list[Cell], dict[Cell, dict[str, f
     """All cells, each seed's before those of the next, and their figures.
 
     Raises:
-        ValueError: a cell was run with other settings, or the recipe is not there.
+        ValueError: a cell was run with other settings, none is done, or the recipe is not there.
     """
     pairs = product(options.seeds, options.sizes, options.variants)
     cells = [Cell(variant, branch, options.depth, seed) for seed, branch, variant in pairs]
     configs = {cell: config(cell, options) for cell in cells}
+    if options.done:
+        cells = [cell for cell in cells if (cell.folder(options.out) / MEASURED).is_file()]
+    if not cells:
+        raise ValueError(f"No cell in {options.out} is done yet. Leave --done out.")
     figures = {}
     for number, cell in enumerate(cells, 1):
-        print(f"{number} of {len(cells)}: {cell.folder(options.out)}", flush=True)
+        if not options.done:
+            print(f"{number} of {len(cells)}: {cell.folder(options.out)}", flush=True)
         figures[cell] = dict(finish(cell, configs[cell], options.out))
     cases = {}
     for cell in cells:

@@ -120,6 +120,14 @@ def test_cells_of_other_settings_are_refused(ran, modules):
         claims(modules, folder, *command(), "--steps", "3")
 
 
+def test_of_cells_some_of_which_are_done_there_is_a_table(ran, modules):
+    folder, _ = ran
+    rows = claims(modules, folder, *command(seeds=(1, 2)), "--done")
+    assert {variant: row["seeds"] for variant, row in rows.items()} == {"flat": "1", "linked": "1"}
+    with pytest.raises(SystemExit, match="is done yet"):
+        claims(modules, folder, *command(seeds=(2,)), "--done")
+
+
 def test_a_single_seed_has_no_deviation_and_ratios_are_to_flat_of_the_same_size(modules):
     claims, cells = modules
     made = {
@@ -149,10 +157,12 @@ def test_each_variant_has_its_network(modules):
     }
     assert {name: made[name].get("num_codes") for name in made} == {
         "flat": 512,
+        "flat-revived": 512,
         "residual": None,
         "linked": None,
         "linked-full": None,
         "linked-none": None,
+        "linked-revived": None,
         "vqvae2": 512,
     }
     assert (made["flat"]["num_levels"], made["vqvae2"]["num_levels"]) == (1, 3)
@@ -163,8 +173,10 @@ def test_each_variant_has_its_network(modules):
     )
     gradients = {name: options.get("residual_gradient") for name, options in made.items()}
     assert [gradients[name] for name in ("linked", "linked-full", "linked-none")] == ["stop", "full", "none"]
-    shared = [{name: options[name] for name in cells.NETWORK} for options in made.values()]
-    assert all(options == cells.NETWORK for options in shared)
+    revived = {name for name, options in made.items() if options["revive_below"]}
+    assert revived == {"flat-revived", "linked-revived"}
+    same = cells.NETWORK.keys() - {"revive_below"}
+    assert all(options[name] == cells.NETWORK[name] for options in made.values() for name in same)
 
 
 @pytest.mark.parametrize(
