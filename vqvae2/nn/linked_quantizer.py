@@ -11,7 +11,8 @@ Shape legend: B batch, D code dimension, H W grid, m branch, L depth, K nodes of
 """
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from itertools import accumulate
+from typing import Any, Literal, NamedTuple
 
 import torch
 from einops import rearrange
@@ -163,14 +164,14 @@ class LinkedQuantizer(nn.Module):
             b, d, h, w = vectors.shape
             rows = rearrange(vectors, "b d h w -> (b h w) d").float()
             steps = list(self._descend(rows.detach()))
-            sums = torch.stack([step.found for step in steps]).cumsum(0)  # [L, N, D], e^1 + … + e^i
-            errors = [(rows if self._pulls(i) else rows.detach()) - known for i, known in enumerate(sums)]
-            commitments = tuple(error.square().mean() for error in errors)
+            sums = list(accumulate(step.found for step in steps))  # [N, D] each, e^1 + … + e^i
+            pulled = [rows if self._pulls(level) else rows.detach() for level in range(self.depth)]
+            commitments = tuple(map(_Commitment.apply, pulled, sums))
+            found, commitment = _StraightThrough.apply(rows, sums[-1]), _Commitment.apply(rows, sums[-1])
             statistics = self._statistics(steps) if self.training else rows.new_zeros(0, d + 1)
-            found = sums[-1] + (rows - rows.detach())  # exactly the sum; the gradient passes straight through
             found = rearrange(found, "(b h w) d -> b d h w", b=b, h=h)
             codes = self._leaf(steps).view(b, h, w)
-            return LinkedQuantized(found, codes, commitments, (rows - sums[-1]).square().mean(), statistics)
+            return LinkedQuantized(found, codes, commitments, commitment, statistics)
 
     @torch.no_grad()
     @torch.compiler.disable
@@ -183,7 +184,7 @@ class LinkedQuantizer(nn.Module):
     def lookup(self, codes: Tensor, depth: int | None = None) -> Tensor:
         """The vectors [B, D, H, W] of leaf indices [B, H, W]; with `depth`, of so many upper levels."""
         levels = list(zip(self.levels, self.nodes(codes), strict=True))[:depth]
-        found = torch.stack([level.codebook[nodes] for level, nodes in levels]).cumsum(0)[-1]
+        *_, found = accumulate(level.codebook[nodes] for level, nodes in levels)
         return rearrange(found, "b h w d -> b d h w")
 
     def nodes(self, codes: Tensor) -> tuple[Tensor, ...]:
@@ -250,9 +251,10 @@ class LinkedQuantizer(nn.Module):
         """Per node: sum and number of its vectors, D + 1; if needed, a candidate and whether there is one."""
         tables = []
         for i, (level, step) in enumerate(zip(self.levels, steps, strict=True)):
-            ones = step.found.new_ones(len(step.found), 1)
-            table = step.found.new_zeros(level.num_codes, self.dim + 1)
-            tables.append(table.index_add_(0, step.nodes, torch.cat([self._target(steps, i), ones], 1)))
+            sums, counts = torch.zeros_like(level.codebook), step.found.new_zeros(level.num_codes, 1)
+            sums.index_add_(0, step.nodes, self._target(steps, i))
+            counts.index_add_(0, step.nodes, step.found.new_ones(len(step.found), 1))
+            tables.append(torch.cat([sums, counts], 1))
         if not self.levels[0].needs_candidates:
             return torch.cat(tables)
         order = self._leaf(steps).argsort()  # the vectors of a cell follow each other, on every level
@@ -274,6 +276,35 @@ class LinkedQuantizer(nn.Module):
             below = below + step.found
             asked = asked + below
         return residuals - self.beta / (1 + self.beta * (self.depth - 1 - level)) * asked
+
+
+class _Commitment(torch.autograd.Function):
+    """mean (sg[e] − z)² of vectors z and sums of codes e [N, D].
+
+    Autograd would give the same, and make more copies of the vectors than the search takes time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, known: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(vectors, known)
+        return (vectors - known).square_().mean()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        vectors, known = ctx.saved_tensors
+        return (vectors - known).mul_(grad * (2 / max(vectors.numel(), 1))), None
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Sums of codes [N, D]; the gradient passes to the vectors."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, known: Tensor) -> Tensor:  # type: ignore[override]
+        return known.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        return grad, None
 
 
 class _Step(NamedTuple):
