@@ -61,7 +61,7 @@ def main() -> None:
     print(
         f"\nTimes are of {TIMED_IMAGES} images. Mean ± standard deviation over seeds. grid / grid: top first."
     )
-    if "vqvae2" in options.variants:
+    if any(row["variant"] == "vqvae2" for row in rows):
         print("vqvae2 spends other bits and has other weights: see those columns; it is no equal comparison.")
     print(f"The table: {path}\nThe picture: {path.with_suffix('.png')}")
 
@@ -172,11 +172,19 @@ def summary(figures: Mapping[Cell, Mapping[str, float]]) -> list[Row]:
             values = [own[name] for own in found]
             row[name] = statistics.fmean(values)
             row[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
+        row["mse_to_flat"] = to_flat(figures, variant, branch, depth)
         rows.append(row)
-    for row in rows:
-        flat = [other["mse"] for other in rows if other["variant"] == "flat" and other["m"] == row["m"]]
-        row["mse_to_flat"] = row["mse"] / flat[0] if flat else None
     return rows
+
+
+def to_flat(
+    figures: Mapping[Cell, Mapping[str, float]], variant: str, branch: int, depth: int
+) -> float | None:
+    """The error over that of the flat codebook, of the seeds that both have."""
+    cells = [cell for cell in figures if cell[:3] == (variant, branch, depth)]
+    pairs = [(cell, cell._replace(variant="flat")) for cell in cells]
+    both = [(figures[cell]["mse"], figures[flat]["mse"]) for cell, flat in pairs if flat in figures]
+    return sum(own for own, _ in both) / sum(flat for _, flat in both) if both else None
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
