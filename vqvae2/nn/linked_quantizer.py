@@ -26,9 +26,10 @@ from vqvae2.nn.quantizer import Codebook, nearest
 # How many numbers exist at once: they fit a processor's cache.
 _CHILDREN_AT_ONCE = 2**18
 _DISTANCES_AT_ONCE = 2**20
-# Up to so many times m nodes in a level, all distances are sooner computed than m children fetched. On a
-# processor measured by experiments/bench_quantizer.py; on a GPU, where fetching is dear, an estimate.
-_ALL_DISTANCES_UP_TO = {"cpu": 32, "other": 1024}
+# How a level is searched: on a processor cell by cell, from so many vectors a cell on (measured by
+# experiments/bench_quantizer.py); elsewhere by all distances, up to so many families (an estimate).
+_CELL_BY_CELL_FROM = 16
+_ALL_DISTANCES_UP_TO = 1024
 
 
 class LinkedQuantized(NamedTuple):
@@ -60,8 +61,11 @@ class Level(Codebook):
         """Nodes [N] nearest to residuals [N, D] among the m children of each one's cell [N]."""
         if self.families == 1:
             return nearest(residuals, self.codebook)
-        limit = _ALL_DISTANCES_UP_TO.get(residuals.device.type, _ALL_DISTANCES_UP_TO["other"])
-        search = self.among_all if self.num_codes <= limit * self.branch else self.among_fetched
+        if residuals.device.type == "cpu":
+            many = len(residuals) >= _CELL_BY_CELL_FROM * self.families
+            search = self.cell_by_cell if many else self.among_fetched
+        else:
+            search = self.among_all if self.families <= _ALL_DISTANCES_UP_TO else self.among_fetched
         return cells * self.branch + search(residuals, cells)
 
     def among_fetched(self, residuals: Tensor, cells: Tensor) -> Tensor:
@@ -74,8 +78,21 @@ class Level(Codebook):
         for rows, parents, out in chunks:
             children = table.index_select(0, parents).view(-1, self.branch, self.dim)
             products = torch.bmm(children, rows[:, :, None])[:, :, 0]
-            out.copy_(torch.sub(squares.index_select(0, parents), products, alpha=2).argmin(1))
+            out.copy_(_first_least(torch.sub(squares.index_select(0, parents), products, alpha=2)))
         return found
+
+    def cell_by_cell(self, residuals: Tensor, cells: Tensor) -> Tensor:
+        """Which child [N]; the vectors are sorted by cell, and each cell is one product with its children."""
+        order = cells.argsort()
+        counts = torch.bincount(cells, minlength=self.families).tolist()
+        squares = self.codebook.square().sum(1).view(self.families, -1)
+        children = self.codebook.view(self.families, self.branch, -1).mT
+        parts = residuals.index_select(0, order).split(counts)
+        distances = residuals.new_empty(len(residuals), self.branch)
+        for cell, (part, out) in enumerate(zip(parts, distances.split(counts), strict=True)):
+            if len(part):
+                torch.addmm(squares[cell], part, children[cell], alpha=-2, out=out)
+        return torch.empty_like(cells).index_copy_(0, order, _first_least(distances))
 
     def among_all(self, residuals: Tensor, cells: Tensor) -> Tensor:
         """Which child [N]; the distances to all nodes are computed, and those of the m children looked at."""
@@ -87,8 +104,13 @@ class Level(Codebook):
             distances = torch.addmm(squares, rows, self.codebook.T, alpha=-2)
             own = distances.view(-1, self.branch)
             first = torch.arange(0, len(own), self.families, device=rows.device)
-            out.copy_(own.index_select(0, first + parents).argmin(1))
+            out.copy_(_first_least(own.index_select(0, first + parents)))
         return found
+
+
+def _first_least(distances: Tensor) -> Tensor:
+    """Index of the least of each row of [N, m], the first of equal ones, by the faster way of a processor."""
+    return distances.min(1).indices if distances.device.type == "cpu" else distances.argmin(1)
 
 
 class LinkedQuantizer(nn.Module):
