@@ -5,7 +5,9 @@ Mappings merge deeply, `callbacks+:` appends to a list where `callbacks:` replac
 """
 
 import codecs
+import copy
 import difflib
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +64,7 @@ def read_config(path: Path) -> dict:
     """
     text = _text(path)
     try:
-        root, loader = check_keys(text), yaml.SafeLoader("")
-        content = None if root is None else loader.construct_document(root)
+        content = copy.deepcopy(_parsed(text))
     except UsageError as error:
         raise UsageError(f"{path}, {error}") from None
     except yaml.MarkedYAMLError as error:
@@ -84,6 +85,12 @@ def read_config(path: Path) -> dict:
         if sets(content, names) or list(dotted.values()).count(names) > 1:
             raise UsageError(f"{path}: '{key}' is given twice, with dots and otherwise. Keep one.")
     return content
+
+
+@functools.lru_cache(maxsize=256)  # a command reads each of its files many times
+def _parsed(text: str) -> Any:
+    root = check_keys(text)
+    return None if root is None else yaml.SafeLoader("").construct_document(root)
 
 
 def _text(path: Path) -> str:
