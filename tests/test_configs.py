@@ -149,7 +149,7 @@ def test_every_part_is_used():
     for path in CONFIGS.rglob("*.yaml"):
         config = yaml.safe_load(path.read_text())
         for each in (config, *config.get("parts", {}).values(), *config.get("jobs", {}).values()):
-            used |= {Path(base.partition("#")[0]).name for base in each.get("base", [])}
+            used |= {Path(base.partition("#")[0]).name for base in (each or {}).get("base", [])}
     assert {path.name for path in (CONFIGS / "parts").glob("*.yaml")} <= used
 
 

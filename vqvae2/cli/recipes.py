@@ -173,7 +173,9 @@ def _merged(path: Path) -> dict:
 
 
 def layers(path: Path) -> list[Layer]:
-    """What a config is made of, in the order in which it is laid; what several bases share comes once.
+    """What a config is made of, in the order in which it is laid.
+
+    What several bases share comes once; if another class has replaced it in between, that part comes again.
 
     Raises:
         UsageError: a file, a part or a job does not exist, a file is not a YAML mapping, or builds on itself.
@@ -340,11 +342,33 @@ def _check_recipe(path: Path, content: dict) -> None:
 
 
 def _unique(found: Iterator[Layer]) -> list[Layer]:
+    """Each layer once; of one that comes again, what was lost since with another class."""
     kept: list[Layer] = []
+    composed: dict = {}
     for layer in found:
-        if layer not in kept:
-            kept.append(layer)
+        if layer in kept:
+            layer = Layer(layer.source, _lost(layer.content, composed))
+            if not layer.content:
+                continue
+        kept.append(layer)
+        composed = merge(composed, layer.content)
     return kept
+
+
+def _lost(content: dict, composed: dict) -> dict:
+    """What a layer says and the config that it was laid in no longer has."""
+    classes = [mapping.get("class_path") for mapping in (content, composed)]
+    if all(classes) and classes[0] != classes[1]:
+        return {}  # these are options of the class that was replaced
+    lost: dict = {}
+    for key, value in content.items():
+        name = key if key in composed else str(key).removesuffix("+")
+        if name not in composed:
+            lost[key] = value
+        elif isinstance(value, dict) and isinstance(composed[name], dict):
+            part = _lost(value, composed[name])
+            lost |= {key: part} if part else {}
+    return lost
 
 
 def _split(args: list[str]) -> tuple[list[str], list[str]]:
