@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from vqvae2.cli import stages as stages_command
 from vqvae2.cli.composition import UsageError
 from vqvae2.cli.recipes import compose, expanded, filled, jobs_of, layers, next_command, stages, uses_run
 
@@ -203,6 +204,14 @@ def test_stages_are_the_jobs_that_are_there_in_their_order(trees):
     wanted = {"vqvae": "fit", "top": "fit", "path": "fit", "sample": "predict", "complete": "predict"}
     assert stages(trees / "trees.yaml") == [*wanted.items()]
     assert stages(trees / "oaks.yaml") == [*wanted.items(), ("cas", "fit"), ("cas", "test")]
+
+
+def test_a_recipes_stages_are_printed_for_make(trees, capsys):
+    stages_command.main([str(trees / "trees.yaml")])
+    wanted = "fit vqvae\nfit top\nfit path\npredict sample\npredict complete\n"
+    assert capsys.readouterr().out == wanted
+    with pytest.raises(SystemExit, match="no such config"):
+        stages_command.main([str(trees / "pines.yaml")])
 
 
 def test_the_next_job_passes_over_those_that_are_not_there(trees):
