@@ -29,7 +29,6 @@ from vqvae2.training.hr_vqvae import HRVQVAEModule
 from vqvae2.training.pixelsnail import TopPriorModule
 from vqvae2.training.schedules import Constant
 
-
 RESIDUAL = {
     "beta": 0.25,
     "factor": 2,
@@ -77,7 +76,7 @@ class Codes(L.LightningDataModule):
 
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory):
-    """The names of all that training runs log, of three levels, residual ones too, and six classes or more."""
+    """The names of all that training runs log, of three levels, of a tree too, and more than five classes."""
     root = tmp_path_factory.mktemp("images")
     for i in range(28):
         (root / f"class{i % 7}").mkdir(exist_ok=True)
