@@ -41,6 +41,22 @@ def merge(under: dict, over: dict) -> dict:
     return merged
 
 
+def lost(content: dict, composed: dict) -> dict:
+    """What was once laid in a config and is no longer there, because another class has replaced it."""
+    classes = [mapping.get("class_path") for mapping in (content, composed)]
+    if all(classes) and classes[0] != classes[1]:
+        return {}  # these are options of the class that was replaced
+    found: dict = {}
+    for key, value in content.items():
+        name = key if key in composed else str(key).removesuffix("+")
+        if name not in composed:
+            found[key] = value
+        elif isinstance(value, dict) and isinstance(composed[name], dict):
+            part = lost(value, composed[name])
+            found |= {key: part} if part else {}
+    return found
+
+
 def _has_plus(key: object) -> bool:
     return isinstance(key, str) and key.endswith("+")
 

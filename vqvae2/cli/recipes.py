@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vqvae2.cli.classes import class_path, with_class_paths
-from vqvae2.cli.composition import UsageError, did_you_mean, dotted_keys, merge, read_config, sets
+from vqvae2.cli.composition import UsageError, did_you_mean, dotted_keys, lost, merge, read_config, sets
 from vqvae2.surroundings import at_home
 
 BASE, LIKE, PARTS, JOBS, RUN = "base", "like", "parts", "jobs", "run"
@@ -347,28 +347,12 @@ def _unique(found: Iterator[Layer]) -> list[Layer]:
     composed: dict = {}
     for layer in found:
         if layer in kept:
-            layer = Layer(layer.source, _lost(layer.content, composed))
+            layer = Layer(layer.source, lost(layer.content, composed))
             if not layer.content:
                 continue
         kept.append(layer)
         composed = merge(composed, layer.content)
     return kept
-
-
-def _lost(content: dict, composed: dict) -> dict:
-    """What a layer says and the config that it was laid in no longer has."""
-    classes = [mapping.get("class_path") for mapping in (content, composed)]
-    if all(classes) and classes[0] != classes[1]:
-        return {}  # these are options of the class that was replaced
-    lost: dict = {}
-    for key, value in content.items():
-        name = key if key in composed else str(key).removesuffix("+")
-        if name not in composed:
-            lost[key] = value
-        elif isinstance(value, dict) and isinstance(composed[name], dict):
-            part = _lost(value, composed[name])
-            lost |= {key: part} if part else {}
-    return lost
 
 
 def _split(args: list[str]) -> tuple[list[str], list[str]]:
