@@ -20,6 +20,7 @@ from vqvae2.runs.loggers import why_offline
 
 NAME = "VQ-VAE-2"
 LEVELS = ("top", "mid", "bottom")
+RESIDUAL_LEVELS = ("level1", "level2", "level3")  # of an HR-VQVAE
 STEP = "trainer/global_step"
 NO_KEY = (
     "W&B has no key, so nothing was sent. Make an account at https://wandb.ai, copy your key from "
@@ -61,6 +62,7 @@ def autoencoder() -> ws.Section:
         line("codebook, fraction in use", *by_level("val/usage")),
         line("codebook perplexity of a training batch", *by_level("train/perplexity")),
         line("commitment", *by_level("val/commitment")),
+        line("tree of codes, share ever visited", *(f"val/visited_{level}" for level in RESIDUAL_LEVELS)),
         pictures("reconstructions level by level, the original last", "reconstructions"),
     ]
     return ws.Section(name="autoencoder", panels=panels, is_open=True)
@@ -147,7 +149,7 @@ def pictures(title: str, *keys: str) -> wr.MediaBrowser:
 
 
 def by_level(name: str) -> list[str]:
-    return [f"{name}_{level}" for level in LEVELS]
+    return [f"{name}_{level}" for level in (*LEVELS, *RESIDUAL_LEVELS)]
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ STAGES = {  # folders of a run, and the commands that fill them
     "vqvae": "lightning fit -c configs/{0}_vqvae.yaml",
     "latents": "lightning predict -c configs/{0}_encode.yaml",
     "top": "lightning fit -c configs/{0}_top.yaml",
+    "path": "lightning fit -c configs/{0}_path.yaml",
     "mid": "lightning fit -c configs/{0}_mid.yaml",
     "bottom": "lightning fit -c configs/{0}_bottom.yaml",
     "classifier": "lightning fit -c configs/{0}_classifier.yaml; "

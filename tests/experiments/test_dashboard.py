@@ -25,8 +25,22 @@ from vqvae2.runs.health import Health
 from vqvae2.runs.previews import ReconstructionGrid, SampleGrid
 from vqvae2.runs.throughput import Throughput
 from vqvae2.training.classifier import ClassifierModule
+from vqvae2.training.hr_vqvae import HRVQVAEModule
 from vqvae2.training.pixelsnail import TopPriorModule
 from vqvae2.training.schedules import Constant
+
+RESIDUAL = {
+    "beta": 0.25,
+    "factor": 2,
+    "hidden": 4,
+    "residual": 2,
+    "residual_blocks": 1,
+    "branch": 2,
+    "depth": 3,
+    "code_dim": 2,
+    "decay": 0.9,
+    "eps": 1e-5,
+}
 
 
 @pytest.fixture
@@ -62,7 +76,7 @@ class Codes(L.LightningDataModule):
 
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory):
-    """The names of all that training runs log, of three levels and more than five classes."""
+    """The names of all that training runs log, of three levels, of a tree too, and more than five classes."""
     root = tmp_path_factory.mktemp("images")
     for i in range(28):
         (root / f"class{i % 7}").mkdir(exist_ok=True)
@@ -73,6 +87,7 @@ def logged(tmp_path_factory):
     narrow = {"widths": [4], "blocks": 1}
     runs = [
         (autoencoder_module(num_levels=3), images),
+        (HRVQVAEModule(**options, **RESIDUAL), images),
         (TopPriorModule(**options, output_layers=0, **PRIOR), Codes()),
         (ClassifierModule(**options, **narrow), images),
         (ClassifierModule(**options, **narrow, optimizer="sgd"), images),

@@ -388,3 +388,11 @@ def test_the_latest_picture_of_each_candidate_is_shown(made, tmp_path):
         "Grid of samples, t0.8",
         "Grid of samples, t1.0",
     ]
+
+
+def test_a_prior_over_paths_has_a_curve_of_its_own(experiment, tmp_path):
+    for prior in ("top", "path"):
+        (tmp_path / prior).mkdir()
+        (tmp_path / prior / "metrics.csv").write_text("step,train/nll_nats,val/nll_nats\n1,3,4\n2,2,3\n")
+    chart = experiment("report_parts").prior_curves(tmp_path)
+    assert all(f"{prior}, {part}" in chart for prior in ("top", "path") for part in ("train", "held out"))

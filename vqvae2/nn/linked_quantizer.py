@@ -351,7 +351,7 @@ def _offers(level: Level, step: _Step, order: Tensor) -> Tensor:
         return offers
     # Rank r offers to node r, r + world, ..., so that one sum both adds and collects.
     mine = torch.arange(distributed.rank(), level.num_codes, distributed.world_size(), device=order.device)
-    counts = torch.bincount(step.cells, minlength=level.families)
+    counts = step.cells.new_zeros(level.families).index_add_(0, step.cells, torch.ones_like(step.cells))
     cells = mine // level.branch
     drawn = (torch.rand(len(mine), device=order.device) * counts[cells]).long()
     place = (counts.cumsum(0) - counts)[cells] + torch.minimum(drawn, counts[cells] - 1)
