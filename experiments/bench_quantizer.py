@@ -13,10 +13,10 @@ Extra memory is the most that is allocated at any moment beyond what every quant
 the quantised vectors, the codes, and the gradients of the two former once they exist.
 
 With `--linked`: the search of L levels of m linked codes against that of a flat codebook of m^L; the training
-step (forward, moving averages, backward) against its floor; and the two ways to search a level. The floor is
-what the search of a step can hardly avoid: on each level the products of the vectors with codes, by the way
-that the search takes (with fetching the children, or their products), and fetching the codes that are found.
-Least distances, residuals, losses, statistics and gradients are not in it.
+step (forward, moving averages, backward) against its floor; and the ways to search a level. The floor is what
+the search of a step can hardly avoid: on each level sorting the vectors by cell, their products with the m
+children of each cell, and fetching the codes that are found. Least distances, residuals, losses, statistics
+and gradients are not in it.
 """
 
 import vqvae2  # noqa: F401 # isort: skip  # before torch: how its threads wait
@@ -34,13 +34,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench_autoencoder import load_clone
 from timing import add_beside, compare, describe_machine, print_table
-from vqvae2.nn.linked_quantizer import _ALL_DISTANCES_UP_TO, Level, LinkedQuantizer
+from vqvae2.nn.linked_quantizer import Level, LinkedQuantizer
 from vqvae2.nn.quantizer import VectorQuantizer
 from vqvae2.surroundings import home_path
 
 IMAGES, SIDE, DIM, NUM_CODES = 16, 64, 64, 512
 DECAY, EPS, BETA = 0.99, 1e-5, 0.25
-NUMBERS = 2**18  # that exist at once in the floor of a linked step: they fit a cache
 PRODUCT = "bare product z·e"
 
 Step = Callable[[bool], object]  # True: with the backward pass
@@ -155,31 +154,25 @@ def linked_step(quantizer: LinkedQuantizer, grid: Tensor, gradient: Tensor) -> C
 
 def linked_floor(quantizer: LinkedQuantizer, rows: Tensor) -> Callable[[], object]:
     """The definition is at the top; what a vector finds is made up."""
-    limit = _ALL_DISTANCES_UP_TO["cpu" if rows.device.type == "cpu" else "other"]
     cells = [torch.randint(level.families, (len(rows),), device=rows.device) for level in quantizer.levels]
+    counts = [
+        torch.bincount(own, minlength=level.families).tolist()
+        for own, level in zip(cells, quantizer.levels, strict=True)
+    ]
 
     def floor() -> None:
-        for level, parents in zip(quantizer.levels, cells, strict=True):
+        for level, parents, each in zip(quantizer.levels, cells, counts, strict=True):
             level.codebook.index_select(0, parents * level.branch)
-            fetches = level.families > limit
-            at_once = NUMBERS // (level.branch * level.dim if fetches else level.num_codes)
-            for part, own in zip(rows.split(at_once), parents.split(at_once), strict=True):
-                if fetches:
-                    children = level.codebook.view(level.families, -1).index_select(0, own)
-                    torch.bmm(children.view(-1, level.branch, level.dim), part[:, :, None])
-                elif level.families > 1:
-                    products = (part @ level.codebook.T).view(-1, level.branch)
-                    products.index_select(
-                        0, torch.arange(0, len(products), level.families, device=rows.device) + own
-                    )
-                else:
-                    torch.mm(part, level.codebook.T)
+            sorted_rows = rows if level.families == 1 else rows.index_select(0, parents.argsort())
+            families = level.codebook.view(level.families, level.branch, -1).mT
+            for part, children in zip(sorted_rows.split(each), families, strict=True):
+                torch.mm(part, children)
 
     return floor
 
 
 def level_search(branch: int, families: int, dim: int, rows: Tensor) -> dict[str, Callable[[], object]]:
-    """Both ways to find the nearest of the m children."""
+    """The ways to find the nearest of the m children."""
     options = {"decay": DECAY, "eps": EPS, "init": "normal", "revive_below": 0.0}
     level = Level(branch=branch, num_codes=families * branch, families=families, dim=dim, **options)
     level = level.to(rows.device)
@@ -187,6 +180,7 @@ def level_search(branch: int, families: int, dim: int, rows: Tensor) -> dict[str
     return {
         "all": partial(level.among_all, rows[:, :dim].contiguous(), cells),
         "fetched": partial(level.among_fetched, rows[:, :dim].contiguous(), cells),
+        "cells": partial(level.cell_by_cell, rows[:, :dim].contiguous(), cells),
     }
 
 
@@ -220,7 +214,7 @@ def linked_tables(device: str, repeats: int) -> None:
         case |= {"with candidates, ms": 1e3 * found["drawing"], "floor, ms": 1e3 * found["floor"]}
         cases.append(case | {"step / floor": found["step"] / found["floor"]})
     print_table(cases)
-    print("\nOne level of linked codes: all distances of it, or the m children fetched")
+    print("\nOne level of linked codes: all its distances; the m children fetched; cell by cell")
     print_table([_ways(case, device, repeats) for case in product((4, 8, 16), (2, 3), (8, 16, 32, 64))])
 
 
@@ -229,9 +223,8 @@ def _ways(case: tuple[int, int, int], device: str, repeats: int) -> dict[str, st
     families = branch ** (level - 1)
     rows = torch.randn(2**14, dim, device=device)
     found = compare(level_search(branch, families, dim, rows), repeats=repeats)
-    both = {"all, ms": 1e3 * found["all"], "fetched, ms": 1e3 * found["fetched"]}
     where = {"m": branch, "level": level, "families": families, "D": dim}
-    return where | both | {"all / fetched": found["all"] / found["fetched"]}
+    return where | {f"{way}, ms": 1e3 * seconds for way, seconds in found.items()}
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from vqvae2.nn.linked_quantizer import Level
 from vqvae2.nn.quantizer import update_codebooks
 
 MODES = ["stop", "none", "full"]
+WAYS = ["among_all", "among_fetched", "cell_by_cell"]  # to search the children
 
 
 @pytest.mark.parametrize("eps", [1e-5, 0.1])
@@ -90,8 +91,15 @@ def whole_numbers(*shape):
     return torch.randint(-2, 3, shape).float()
 
 
-@pytest.mark.parametrize("limit", [0, 10**6])
-def test_both_searches_take_the_lowest_of_the_nearest_children_across_chunks(limit, monkeypatch):
+def test_a_processor_searches_cell_by_cell_where_cells_have_many_vectors():
+    options = {"decay": 0.9, "eps": 1e-5, "init": "normal", "revive_below": 0.0}
+    level = Level(branch=2, num_codes=8, families=4, dim=3, **options)
+    few, many = (level.search_for(torch.zeros(count, 3)) for count in (63, 64))
+    assert (few, many) == (level.among_fetched, level.cell_by_cell)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_search_takes_the_lowest_of_the_nearest_children_across_chunks(way, monkeypatch):
     torch.manual_seed(0)
     branch, families, dim = 3, 9, 7
     options = {"decay": 0.9, "eps": 1e-5, "init": "normal", "revive_below": 0.0}
@@ -101,7 +109,7 @@ def test_both_searches_take_the_lowest_of_the_nearest_children_across_chunks(lim
     residuals, cells = whole_numbers(1001, dim), torch.randint(families, (1001,))
     monkeypatch.setattr(implementation, "_CHILDREN_AT_ONCE", branch * dim * 13 + 5)
     monkeypatch.setattr(implementation, "_DISTANCES_AT_ONCE", families * branch * 17 + 5)
-    monkeypatch.setitem(implementation._ALL_DISTANCES_UP_TO, "cpu", limit)
+    monkeypatch.setattr(Level, "search_for", lambda level, _: getattr(level, way))
     expected, ties = [], 0
     for residual, cell in zip(residuals, cells.tolist(), strict=True):
         distances = [
@@ -111,22 +119,16 @@ def test_both_searches_take_the_lowest_of_the_nearest_children_across_chunks(lim
         expected.append(distances.index(min(distances)))
         ties += distances.count(min(distances)) > 1
     assert ties > 100
-    assert level.among_fetched(residuals, cells).tolist() == expected
-    assert level.among_all(residuals, cells).tolist() == expected
-    used = []
-    for name in ("among_fetched", "among_all"):
-        search = getattr(level, name)
-        monkeypatch.setattr(level, name, lambda *at, s=search, n=name: used.append(n) or s(*at))
+    assert getattr(level, way)(residuals, cells).tolist() == expected
     nodes = level.nearest(residuals, cells)
     assert nodes.tolist() == [int(cell) * branch + child for cell, child in zip(cells, expected, strict=True)]
-    assert used == ["among_all" if limit else "among_fetched"]
 
 
-@pytest.mark.parametrize("limit", [0, 10**6])
-def test_chunks_change_no_code(limit, monkeypatch):
+@pytest.mark.parametrize("way", WAYS)
+def test_chunks_change_no_code(way, monkeypatch):
     torch.manual_seed(0)
     quantizer, z = make(branch=5, dim=7), torch.randn(3, 7, 9, 11)
-    monkeypatch.setitem(implementation._ALL_DISTANCES_UP_TO, "cpu", limit)
+    monkeypatch.setattr(Level, "search_for", lambda level, _: getattr(level, way))
     whole = quantizer.encode(z)
     paths = [path(tables_of(quantizer), row, 5, True) for row in rows_of(z)]
     assert whole.flatten().tolist() == [leaf_of(steps, 5) for steps in paths]
@@ -216,10 +218,10 @@ def test_the_commitments_pull_as_their_closed_forms_say(mode):
         torch.testing.assert_close(gradient, 2 * left / z.numel(), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("limit", [0, 10**6])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
-def test_distances_are_float32_under_autocast(precision, limit, monkeypatch):
-    monkeypatch.setitem(implementation._ALL_DISTANCES_UP_TO, "cpu", limit)
+def test_distances_are_float32_under_autocast(precision, way, monkeypatch):
+    monkeypatch.setattr(Level, "search_for", lambda level, _: getattr(level, way))
     torch.manual_seed(0)
     quantizer = make(branch=8, dim=64)
     z = torch.randn(1, 64, 16, 16)

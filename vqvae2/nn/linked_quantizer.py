@@ -10,7 +10,7 @@ whole path: the node of level i is leaf // m^(L−i).
 Shape legend: B batch, D code dimension, H W grid, m branch, L depth, K nodes of a level, N = B·H·W vectors.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
@@ -61,12 +61,14 @@ class Level(Codebook):
         """Nodes [N] nearest to residuals [N, D] among the m children of each one's cell [N]."""
         if self.families == 1:
             return nearest(residuals, self.codebook)
+        return cells * self.branch + self.search_for(residuals)(residuals, cells)
+
+    def search_for(self, residuals: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """The fastest of the ways to search; all find the same."""
         if residuals.device.type == "cpu":
             many = len(residuals) >= _CELL_BY_CELL_FROM * self.families
-            search = self.cell_by_cell if many else self.among_fetched
-        else:
-            search = self.among_all if self.families <= _ALL_DISTANCES_UP_TO else self.among_fetched
-        return cells * self.branch + search(residuals, cells)
+            return self.cell_by_cell if many else self.among_fetched
+        return self.among_all if self.families <= _ALL_DISTANCES_UP_TO else self.among_fetched
 
     def among_fetched(self, residuals: Tensor, cells: Tensor) -> Tensor:
         """Which child [N]; the vectors of the m children are fetched, m·D numbers for each residual."""
