@@ -27,7 +27,7 @@ class Features(NamedTuple):
 
 
 class FeatureNetwork(nn.Module):
-    """A frozen network whose features judge images.
+    """A frozen network that gives features of images.
 
     Attributes:
         name: as given.

@@ -31,7 +31,7 @@ METRICS = {
     "coverage": Metric("coverage", "higher", VGG),
     "class_accuracy": Metric("recognised as their class", "higher"),
     "class_accuracy_by_class": Metric("recognised as their class, class by class", "higher"),
-    "critic_log_score": Metric("mean of the critic's log scores, nats", "higher"),
+    "critic_log_score": Metric("mean log score by the rejection classifier, nats", "higher"),
 }
 
 

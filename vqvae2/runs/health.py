@@ -96,11 +96,11 @@ class Health(L.Callback):
         self._losses.append((self._step + 1, loss))
         self._step = trainer.global_step
         if stepped and self._step % (trainer.log_every_n_steps or _PERIOD) == 0:
-            self._look(trainer, judge_size=True)
+            self._look(trainer, check_size=True)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: NetworkModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._look(trainer, judge_size=False)
+            self._look(trainer, check_size=False)
             self._check_state(trainer, pl_module)
 
     def on_save_checkpoint(
@@ -121,8 +121,8 @@ class Health(L.Callback):
                 if low and count + 1 == self.collapsed_validations:
                     rank_zero_warn(_collapse(level, perplexity, num_codes, pl_module.advice(level)))
 
-    def _look(self, trainer: L.Trainer, *, judge_size: bool) -> None:
-        """Judges whether the losses are finite; their size only where they are those of a whole period."""
+    def _look(self, trainer: L.Trainer, *, check_size: bool) -> None:
+        """Checks that the losses are finite; also their size, if they are those of a whole period."""
         if not self._losses:
             return
         steps, losses = zip(*self._losses, strict=True)
@@ -140,12 +140,12 @@ class Health(L.Callback):
         norm = table[0][-1]
         if not _finite(norm) and not _scales_down(trainer):
             self._stop(trainer, self._step, f"the norm of the gradient of step {self._step} is {norm}")
-        if judge_size:
+        if check_size:
             self._losses = []
             medians, firsts = ([r[column] for r in table] for column in (2, 3))
-            self._judge_size(trainer, statistics.fmean(medians), statistics.fmean(firsts))
+            self._check_size(trainer, statistics.fmean(medians), statistics.fmean(firsts))
 
-    def _judge_size(self, trainer: L.Trainer, median: float, first: float) -> None:
+    def _check_size(self, trainer: L.Trainer, median: float, first: float) -> None:
         if self.explosion is None:
             return
         if not self._medians:

@@ -1,4 +1,4 @@
-"""Training an image classifier: a critic of samples, and their feature network in place of Inception.
+"""Training an image classifier: for rejection sampling, and as a feature network in place of Inception.
 
 Trained on samples alone it gives their classification accuracy score (section 5.3; Ravuri and Vinyals, 2019).
 """
@@ -39,7 +39,7 @@ class ClassifierModule(NetworkModule):
 
     Args:
         schedule: learning rate of the optimiser.
-        polyak: decay of the averaged weights, which are evaluated and which judge.
+        polyak: decay of the averaged weights, which are evaluated and used.
         optimizer: "adamw", or "sgd" with Nesterov's momentum.
         momentum: of "sgd"; the decay of the first moment of "adamw".
         weight_decay: for the weights of convolutions and of the last layer; not for biases and norms.
