@@ -161,7 +161,7 @@ def plot(evaluation: dict[str, Any], path: Path) -> None:
     pairs = (("is", ("fid", "fid_star")), ("recall", ("precision",)))
     if not any(_sets(evaluation, x, y) for x, ys in pairs for y in ys):
         raise ValueError(
-            "The evaluation has neither FID and IS nor precision and recall of samples. Evaluate samples first."
+            "The evaluation has neither FID and IS nor precision and recall of samples. Evaluate samples."
         )
     matplotlib.use("Agg")
     plt.rcParams |= {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}

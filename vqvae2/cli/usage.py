@@ -18,6 +18,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Trainer
 
+from vqvae2.cli.classes import class_paths
 from vqvae2.cli.composition import UsageError
 from vqvae2.cli.help import verbs_of
 from vqvae2.cli.recipes import origin
@@ -33,6 +34,10 @@ _GROUPS = {"trainer": Trainer, "checkpoint": RunCheckpoint}
 _FEW_PROCESSES = 4  # that any machine may run, to try things out
 _LAUNCHERS = {"MASTER_ADDR", "SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_RANK"}
 _UNION = "Does not validate against any of the Union subtypes"
+_RENAMED = {
+    "critic": "rejection_classifier",
+    "VerdictPictures": "EvaluationPictures",
+}  # names of earlier versions
 
 
 def check_verb(args: list[str], verbs: list[str]) -> None:
@@ -176,6 +181,10 @@ def usage_line(error: Exception, args: list[str]) -> str:
     elif match := re.search(r"ption '(.+)'", leaf):
         path = [*path, *match[1].split(".")]
         message = _unknown(path, class_path)
+    elif match := re.search(
+        r"(?:import path string: |module 'vqvae2[\w.]*' has no attribute ')(\w+)'?$", leaf
+    ):
+        message = f"'{'.'.join(path)}': there is no class '{match[1]}'.{_suggest(match[1], [*class_paths()])}"
     elif match := re.search(r"required: (.+)", leaf):
         message = _missing([*path, match[1]])
     elif match := re.search(r"Expected a (.+)\. Got value: (.*)", leaf):
@@ -248,5 +257,6 @@ def _wanted(causes: list[BaseException], leaf_type: str) -> str:
 
 
 def _suggest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
+    renamed = _RENAMED.get(word)
+    close = [renamed] if renamed in known else difflib.get_close_matches(word, known, n=1)
     return f" Did you mean '{close[0]}'?" if close else ""
