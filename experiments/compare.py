@@ -51,8 +51,8 @@ Rows = list[list[str]]  # of the table: a name, then a cell a run
 Part = tuple[str, Rows]  # with its title
 PICTURES = {"Samples": "samples", "Reconstructions": "reconstructions"}  # titles, how files' names begin
 UNEQUAL = (
-    "The evaluations differ in networks, reference images or settings. A classifier of the run's own is "
-    "another network in each run. Figures that depend on what differs cannot be compared."
+    "The evaluations differ in networks, reference images or settings. (If each run uses its own classifier, "
+    "the networks differ.) Figures that depend on what differs cannot be compared."
 )
 
 

@@ -190,7 +190,7 @@ def test_the_table_has_a_column_for_each_set(run, scores, tmp_path, capsys):
         (
             {"fractions": [0.1]},
             {},
-            r"0\.1 keeps 3 of the 19 samples 'samples', wanted at least 4\. 40 samples would do",
+            r"0\.1 keeps 3 of the 19 samples 'samples', wanted at least 4\. 40 samples are enough",
         ),
         ({"fractions": [0.1], "splits": 1, "samples_each": 12}, {}, "keeps 3 .* at least 12. 120 samples"),
         ({"samples_each": 3, "fractions": [1.0]}, {}, "3 of the samples .* is needs at least 4"),

@@ -160,7 +160,7 @@ def test_counts_that_make_no_request_are_refused():
     wrong = [
         ({"per_class": {3: 0}}, "per_class 3 is 0, wanted at least 1"),
         ({"per_class": {}}, "per_class is empty"),
-        ({"per_class": {3: 1}, "classes": [3]}, "per_class names the classes and classes does too"),
+        ({"per_class": {3: 1}, "classes": [3]}, "per_class and classes both name classes"),
         ({"per_class": 2, "classes": [3, 3]}, "wanted each once"),
     ]
     for options, message in wrong:

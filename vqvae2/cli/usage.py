@@ -102,8 +102,8 @@ def check_devices(trainer: Namespace, environment: Mapping[str, str]) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if int(wanted) > max(cores, _FEW_PROCESSES) and accelerator in ("cpu", "auto"):
         raise UsageError(
-            f"'trainer.devices' is {wanted}: so many processes, but this machine has {num_gpus} GPUs and "
-            f"{cores} cores: --trainer.devices {cores}, or fewer."
+            f"'trainer.devices' is {wanted}, but this machine has {num_gpus} GPUs and {cores} cores: set "
+            f"--trainer.devices {cores} or fewer."
         )
 
 

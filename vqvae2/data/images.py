@@ -227,15 +227,15 @@ class ImageDataModule(ChunkedDataModule):
         require(shift < side, "augment.shift", shift, f"less than {side}")
         if self.encode_views > 1 and not self.augment.does_anything:
             raise ValueError(
-                f"encode_views is {self.encode_views}, but augment is off, so all would be alike."
+                f"encode_views is {self.encode_views}, but augment is off, so all views would be the same."
             )
 
     def _open(self) -> dict[str, Split]:
         train = open_source(self.train, num_classes=self._num_classes, label_field=self.label_field)
         if self.label_field is not None and not isinstance(train, TarSource | RemoteTarSource):
             raise ValueError(
-                f"label_field is {self.label_field}, but {self.train} is no tars, where an image can have a "
-                ".json beside it. Leave it out."
+                f"label_field is {self.label_field}, but {self.train} is not tars, and only images in tars "
+                "have a .json. Leave label_field out."
             )
         chosen = {"train": (train, np.arange(len(train)))}
         if self.val is not None:
@@ -248,7 +248,7 @@ class ImageDataModule(ChunkedDataModule):
             if out.all() or not out.any():
                 raise ValueError(
                     f"holdout {self.holdout} takes {out.sum()} of {len(source)} in {source.location}, wanted "
-                    "some on both sides. Change holdout or holdout_seed."
+                    "some in both parts. Change holdout or holdout_seed."
                 )
             chosen["val"] = (source, np.flatnonzero(out))
             if source is train:

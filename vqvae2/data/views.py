@@ -117,7 +117,7 @@ class Split:
         listed = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         raise ValueError(
             f"none of the {len(self)} {self.name} images of {self.source.location} can be read: {listed}. "
-            "Give others; the log says for each why."
+            "The log gives the reason for each. Give other images."
         )
 
     def label(self, i: int) -> int:
@@ -143,7 +143,7 @@ class Split:
         if not self._warned[0]:
             self._warned[0] = 1
             name = f"{self.source.location}: {self.source.name(int(self.samples[i]))}"
-            log.warning("%s: %s. It is read as sRGB; others like it follow without a word.", name, what)
+            log.warning("%s: %s. It is read as sRGB; so are others like it, without a warning.", name, what)
 
     def _refuse(self, i: int, error: Exception) -> None:
         name = f"{self.source.location}: {self.source.name(int(self.samples[i]))}"

@@ -87,7 +87,9 @@ def load_code_figures(priors: Sequence[str], data: EvaluationDataModule) -> dict
         _check_classes(loaded.facts.get("classes", ()), data.manifest.classes, path, str(data.latents))
         networks[loaded.facts["level"]] = loaded.network
     if len(networks) < len(priors):
-        raise ValueError(f"Several of the priors {', '.join(priors)} are of one level, wanted one each.")
+        raise ValueError(
+            f"Several of the priors {', '.join(priors)} are of one level, wanted one for each level."
+        )
     size = {"num_pixels": math.prod(size_of(data.image_size)), "channels": data.channels}
     splits = ("train", "val") if priors else ("val",)
     return {
@@ -123,7 +125,8 @@ def check_counts(
             if kept < fewest:
                 raise ValueError(
                     f"The fraction {fraction} keeps {kept} of the {sum(counts)} samples '{name}', wanted at "
-                    f"least {fewest}. {num_enough(fewest, fraction)} samples would do; or leave it out."
+                    f"least {fewest}. {num_enough(fewest, fraction)} samples are enough. Or leave this "
+                    "fraction out."
                 )
 
 

@@ -120,7 +120,7 @@ class SetFigures:
             self.left_out.append({"set": images.key, "metric": metric, "reason": reason})
         part = images.part
         if part is not None and self.rejection.fractions_of(part.candidate) != self.rejection.fractions:
-            reason = "without labels no sample is the best of its class"
+            reason = "samples without labels cannot be ranked within a class"
             self.left_out.append({"set": images.key, "metric": "fractions", "reason": reason})
 
 

@@ -286,7 +286,7 @@ class ChunkWriter(L.Callback, ABC):
         if self._complete:
             return f"{self.folder} is finished: {kept}, each of them checked. Nothing to do."
         elapsed_s = time.monotonic() - self._started_s
-        before = f", beside {kept} from before" if self._kept else ""
+        before = f", in addition to {kept} from before" if self._kept else ""
         return f"Wrote {self._count(new)} in {elapsed_s:.1f} s, {len(new)} shards{before}: {self.folder}"
 
     def _count(self, shards: list[tuple[str, Shard]]) -> str:

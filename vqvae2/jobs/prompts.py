@@ -252,8 +252,8 @@ class PromptRequests(ChunkedDataModule):
             step = math.gcd(*heights)  # fractions of it are whole rows everywhere
             fitting = sorted((k / step for k in range(step)), key=lambda rows: abs(rows - self.rows))[:2]
             raise ValueError(
-                f"rows is {self.rows}, which is not whole rows of grids of {heights} rows. The nearest that "
-                f"are: {', '.join(f'{rows:g}' for rows in sorted(fitting))}."
+                f"rows is {self.rows}, which is no whole number of rows in grids of {heights} rows. The "
+                f"nearest that are: {', '.join(f'{rows:g}' for rows in sorted(fitting))}."
             )
 
 

@@ -127,8 +127,8 @@ def _torchvision_classifier(path: str) -> TorchvisionClassifier:
         network.load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise ValueError(
-            f"{file or weights.url} does not hold the weights of torchvision's {name}. Name such a file, or "
-            "the network that this one is of."
+            f"{file or weights.url} does not hold the weights of torchvision's {name}. Name a file "
+            "that does, or the network of this file."
         ) from error
     return TorchvisionClassifier(network, weights)
 
@@ -138,8 +138,8 @@ def _downloaded(path: str, weights: WeightsEnum) -> dict[str, Tensor]:
         return weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"The weights of '{path}' cannot be downloaded ({_first(error)}). Get {weights.url} where there "
-            f"is a network and name the file: {path}:FILE."
+            f"The weights of '{path}' cannot be downloaded ({_first(error)}). Download {weights.url} on a "
+            f"machine with a network connection and name the file: {path}:FILE."
         ) from error
 
 

@@ -61,7 +61,7 @@ class SampleRequests(ChunkedDataModule):
             name, such = ("classes", "[0, 3]") if counts else ("per_class", "{0: 10, 3: 20}")
             raise ValueError(f"{name} is empty, wanted labels such as {such}, or null for all classes.")
         if classes and isinstance(per_class, dict):
-            raise ValueError("per_class names the classes and classes does too, wanted one of the two.")
+            raise ValueError("per_class and classes both name classes, wanted one of the two.")
         if classes and len(set(classes)) < len(classes):
             raise ValueError(
                 f"classes is {classes}, wanted each once. For more of one give per_class as a mapping, "
@@ -87,8 +87,8 @@ class SampleRequests(ChunkedDataModule):
         wrong = [label for label in counts if not 0 <= label < num_classes]
         if wrong and not num_classes:
             raise ValueError(
-                f"The classes {wrong} are asked of priors without classes. Leave out `classes`, and give "
-                "per_class as a number, of images in all."
+                f"The classes {wrong} are asked for, but the priors have no classes. Leave out `classes`, "
+                "and give per_class as the number of all images."
             )
         if wrong:
             raise ValueError(f"There is no class {wrong[0]}: the priors know 0 to {num_classes - 1}.")

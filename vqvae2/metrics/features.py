@@ -111,10 +111,10 @@ def _load(name: str, layers: list[str], weights: str | None, option: str) -> nn.
 def _nowhere(name: str, option: str, error: Exception) -> WeightsUnavailable:
     features = option.replace("weights", "features")
     return WeightsUnavailable(
-        f"The weights of '{name}' cannot be downloaded ({_reason(error)}). Get {URLS.get(name, 'them')} "
-        f"where there is a network and name the file as model.init_args.{option}, or use a trained "
-        f"classifier, which needs no download: model.init_args.{features}=classifier, its checkpoint as "
-        f"model.init_args.{option}."
+        f"The weights of '{name}' cannot be downloaded ({_reason(error)}). Download {URLS.get(name, 'them')} "
+        f"on a machine with a network connection and name the file as model.init_args.{option}. Or use a "
+        f"trained classifier, which needs no download: model.init_args.{features}=classifier, its checkpoint "
+        f"as model.init_args.{option}."
     )
 
 

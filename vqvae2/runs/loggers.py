@@ -185,5 +185,5 @@ def why_offline() -> str | None:
     try:
         found = wandb.login(prompt=False, verify=False)
     except wandb.Error as error:
-        return f"takes the key for none ({error})"
+        return f"does not accept the key ({error})"
     return None if found else "has no key (WANDB_API_KEY or `wandb login`)"

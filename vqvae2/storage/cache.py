@@ -144,8 +144,8 @@ def _download(file: RemoteFile, stream: BinaryIO, part: Path, is_whole: Callable
             return
         log.warning("%s arrived damaged", file.url)
     raise Unreachable(
-        f"{file.url} is damaged: it has the right size and twice another content than its manifest says. "
-        "Write it again."
+        f"{file.url} is damaged: it was downloaded twice with the right size, and both times its content was "
+        "not that of the manifest. Write it again."
     )
 
 
@@ -165,7 +165,7 @@ def _reserve(file: RemoteFile, stream: BinaryIO) -> None:
     while not _make_room(file, stream):
         if time.monotonic() > deadline:
             raise Unreachable(
-                f"{file.url} finds no room: the cache {cache_folder()} may hold {_gb(cache_bytes())}, and "
+                f"{file.url} does not fit: the cache {cache_folder()} may hold {_gb(cache_bytes())}, and "
                 "all that it holds is in use. Raise VQVAE2_CACHE_GB."
             )
         time.sleep(0.1)
@@ -187,7 +187,7 @@ def _make_room(file: RemoteFile, stream: BinaryIO) -> bool:
 def _warn_of_thrashing(path: Path, unused_s: float) -> None:
     if unused_s < _THRASHING_S:
         log.warning(
-            "The cache %s, of %g GB, is too small for what is read at once: %s has to go though it was used "
+            "The cache %s, of %g GB, is too small for the files in use: %s is removed although it was used "
             "%.1f s ago. Raise VQVAE2_CACHE_GB.",
             *(cache_folder(), cache_bytes() / 1e9, path.name, unused_s),
         )

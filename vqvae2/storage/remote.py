@@ -205,7 +205,7 @@ class _Patience:
         if waited_s + pause_s > self.give_up_s:
             raise Unreachable(
                 f"{self.url} cannot be read: {self.tries} tries in {waited_s:.0f} s without progress, the "
-                f"last ended with {failure}. See to the server or the network, or raise VQVAE2_GIVE_UP_S."
+                f"last ended with {failure}. Check the server or the network, or raise VQVAE2_GIVE_UP_S."
             ) from failure
         log.warning("%s: %s; try %d follows in %.1f s", self.url, failure, self.tries + 1, pause_s)
         time.sleep(pause_s)
