@@ -104,7 +104,7 @@ def test_without_a_network_the_runs_classifier_stands_in_and_its_figures_say_so(
     for role, name in (("distance", "inception-v3-compat"), ("manifold", "vgg16")):
         assert found["networks"][role]["name"] == "classifier"
         assert found["networks"][role]["weights"] == stand_in
-        assert said.count(f"the weights of {name} cannot be had here: {stand_in} stands in for it.") == 1
+        assert said.count(f"the weights of {name} are not available here; {stand_in} is used instead.") == 1
 
 
 def test_with_neither_the_error_names_both_ways(run, tmp_path, offline):

@@ -168,7 +168,7 @@ def test_counts_that_make_no_request_are_refused():
             SampleRequests(batch_size=1, **options)
     with pytest.raises(ValueError, match="no class 10: the priors know 0 to 9"):
         pattern({3: 1, 10: 1})
-    with pytest.raises(ValueError, match="asked of priors without classes"):
+    with pytest.raises(ValueError, match="asked for, but the priors have no classes"):
         pattern({3: 1}, num_classes=0)
 
 

@@ -135,6 +135,6 @@ def test_latents_in_use_stay_and_others_make_room(server, folder, cache, monkeyp
     with serving(other) as again:
         held = module(again.url)
         assert not first.exists()
-        with pytest.raises(ValueError, match="finds no room"):
+        with pytest.raises(ValueError, match="does not fit: the cache"):
             module(server.url)
         assert len(codes(held)) == 10

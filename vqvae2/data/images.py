@@ -41,19 +41,19 @@ class ImageDataModule(ChunkedDataModule):
         channels: 3 for colour, 1 for grey.
         fit: crop: resized until it just covers image_size (bicubic, antialiased), then cropped, at the centre
             unless augment.random_crop; pad: centred on black, never enlarged.
-        augment: what is done to training images.
+        augment: changes made to training images.
         num_classes: None: as many as the training images have; 0: ignore labels.
         holdout: without `val`, the fraction of the training images that is held out instead.
-        holdout_of: location of which that part is held out, if not of `train`: of the real images, when
-            training on samples. The part is the one that it would be of `train`; the rest is not used.
-        holdout_seed: draws another such part.
+        holdout_of: location of the images of which that part is held out, if not `train`: the real images,
+            when training on samples. The part is the same as with `train`; the rest is not used.
+        holdout_seed: another seed holds out another part.
         num_workers: loader processes on each device.
         seed: with epoch and sample, decides order and augmentation.
         strict: an unreadable or missing image is an error; otherwise it is skipped, counted and named.
         label_field: in tars, the field of each sample's .json that is its class, by number or by name.
         cache: keep the decoded images in memory (height · width · channels bytes each), for small data sets.
-        encode_views: how often the encode job sees each training image: once plain, then augmented.
-        encode_flips: whether it also sees each of these mirrored.
+        encode_views: how often the encode job encodes each training image: once plain, then augmented.
+        encode_flips: whether it also encodes each of these mirrored.
         chunk_size: images that the encode job writes into one file.
     """
 

@@ -1,4 +1,4 @@
-"""What an evaluation looks at: samples beside real images, held-out images, and the codes of both splits."""
+"""The data of an evaluation: samples, real images, held-out images, and the codes of both splits."""
 
 from collections.abc import Callable, Collection
 from functools import cached_property
@@ -24,7 +24,7 @@ from vqvae2.nn.checks import require
 from vqvae2.pixels import ImageSize, written
 
 _MODES = {1: "L", 3: "RGB"}
-_NUM_PROBES = 16  # samples that are looked at before the job starts
+_NUM_PROBES = 16  # samples that are checked before the job starts
 SAMPLES = "samples"  # what a single candidate is called
 _RESERVED = ("real", "reconstructed", "held_out", "reconstructions", "latents_train", "latents_val")
 
@@ -32,16 +32,16 @@ _RESERVED = ("real", "reconstructed", "held_out", "reconstructions", "latents_tr
 class EvaluationDataModule(ImageDataModule):
     """An `ImageDataModule` whose tests read samples, real images and latents, each sample once.
 
-    The test loaders, in this order as far as there is such data: one a candidate, by its name; `real`;
-    `held_out` (images of the data's held-out part); `latents_train` and `latents_val`. Images are plain: no
-    augmentation, centre crop.
+    The test loaders, in this order, as far as there are such data: one for each candidate, by its name;
+    `real`; `held_out` (images of the data's held-out part); `latents_train` and `latents_val`. Images are
+    plain: no augmentation, centre crop.
 
     Args:
         samples: location of the samples to evaluate, such as runs/NAME/samples, a folder of pictures or an
             .npz file; or several by name, {NAME: LOCATION}. Size, colour and classes must be those of the
             real images, because nothing is converted. Pictures without labels have no figures by class.
         latents: folder of latent shards, here or at an address, for likelihoods and the use of the codebooks.
-        real: which part of the images the samples are held against; papers take the training images.
+        real: which part of the images the samples are compared with; papers take the training images.
         max_real: take at most so many real images, evenly spread over the part.
         max_latents: take at most so many samples of each split of the latents, evenly spread.
         images: options of `ImageDataModule`.

@@ -53,8 +53,8 @@ class EvaluationModule(L.LightningModule):
         autoencoder: checkpoint; the error and the quality of its reconstructions are measured, and FID*,
             which compares the samples with reconstructions of the real images.
         priors: checkpoints, top first; their likelihoods are measured on the latents.
-        splits: parts of the samples that the Inception score is averaged over; papers take 10. Like the
-            sizes of the next three it may be auto: as published, or as many as there are images for.
+        splits: parts of the samples that the Inception score is averaged over; papers take 10. This and the
+            sizes of the next three may be auto: the published number, or fewer if there are fewer images.
         kid: subsets for the kernel inception distance; null leaves it out.
         fid_infinity: sizes for FID-infinity; null leaves it out.
         manifold: neighbours for precision, recall, density and coverage; null leaves them out.

@@ -39,7 +39,7 @@ class ChunkWriter(L.Callback, ABC):
     The data are a `ChunkedDataModule`; predictions have an `index`.
 
     Args:
-        folder: for the files; null takes the folder of the job, `trainer.default_root_dir`.
+        folder: of the files; null takes the folder of the job, `trainer.default_root_dir`.
         overwrite: replace what another job left in the folder, instead of refusing it.
     """
 

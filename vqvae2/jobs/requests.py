@@ -28,7 +28,7 @@ class RequestBatch(NamedTuple):
 
 
 class SampleRequests(ChunkedDataModule):
-    """Asks for images of classes.
+    """Asks for images of given classes.
 
     Image i has the label `pattern[i % len(pattern)]`. With a number as `per_class`, the pattern is each class
     in turn. With counts it is the smallest one in their proportions: {3: 100, 7: 20} is (3, 7, 3, 3, 3, 3),
@@ -36,11 +36,11 @@ class SampleRequests(ChunkedDataModule):
     proportions, and only what is new is sampled. Other classes or proportions make another job.
 
     Args:
-        per_class: images of each class, or a mapping from labels to counts; of a model without classes,
-            images in all.
-        classes: labels, when `per_class` is a number; None for all that the model has.
-        batch_size: images sampled together on each device. In numbers that a chunk divides into, all batches
-            but the job's last are full, and the sampler prepares itself once.
+        per_class: images of each class, or a mapping from labels to counts; for a model without classes, the
+            number of all images.
+        classes: labels, when `per_class` is a number; None for all classes of the model.
+        batch_size: images sampled together on each device. If it divides chunk_size, all batches except the
+            job's last are full, and the sampler prepares only once.
         chunk_size: images in one file.
     """
 

@@ -39,12 +39,12 @@ class SampleModule(L.LightningModule):
     Args:
         autoencoder: checkpoint.
         priors: checkpoints of the priors, one a level, top first.
-        temperatures: one a level, top first; 1 samples what the priors have learned, as null does for all
-            levels. Approximate: any other.
-        top_k: one a level; only the k likeliest codes are drawn, null for all. Approximate where it is set.
-        top_p: one a level; only the likeliest codes that together have this probability are drawn, null for
-            all. Approximate where it is set.
-        seed: with its number, the only randomness of an image.
+        temperatures: one for each level, top first; null for 1 in all levels. With 1 the samples follow what
+            the priors have learned; any other value is approximate.
+        top_k: one for each level; only the k likeliest codes are drawn, null for all. Approximate if set.
+        top_p: one for each level; only the likeliest codes that together have this probability are drawn,
+            null for all. Approximate if set.
+        seed: an image depends on this seed and on its number, and on no other randomness.
         rejection_classifier: classifier that scores how surely each image is of its class; see
             `load_rejection_classifier`. null for none.
         compiled: use `torch.compile`, which costs minutes once.

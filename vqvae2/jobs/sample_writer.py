@@ -36,7 +36,7 @@ _BLOCK = 512  # bytes, of a tar: a header, then the content in whole blocks
 
 
 class SampleWriter(ChunkWriter):
-    """One WebDataset tar a chunk; sample KEY is its number and has the members
+    """Writes one WebDataset tar for each chunk; a sample's KEY is its number, and it has the members
 
         KEY.png  the image, lossless     KEY.cls  its label, as text (none without classes)
         KEY.json seed, number, negative log-likelihood in nats of each level, of kept codes too; with a
@@ -47,9 +47,9 @@ class SampleWriter(ChunkWriter):
 
     Args:
         folder: see `ChunkWriter`.
-        grid_columns: images in a row of the grid. With prompts two of them show the prompt and what is kept
-            of it. null: each of 2 to 20 classes has a column of its own; otherwise 10.
-        grid_rows: its rows.
+        grid_columns: images in a row of the grid. With prompts, two of them show the prompt and what is kept
+            of it. null: one column for each class if there are 2 to 20 classes; otherwise 10.
+        grid_rows: rows of the grid.
         overwrite: see `ChunkWriter`.
     """
 

@@ -58,7 +58,7 @@ class Neighbourhoods:
     Args:
         k_precision: of precision and recall. auto: 3, as Kynkäänniemi et al. (2019) take, or all others of
             the smallest set.
-        k_density: of density and coverage. auto: 5, as Naeem et al. (2020) take, or likewise.
+        k_density: of density and coverage. auto: 5, as Naeem et al. (2020) take, or all others too.
     """
 
     k_precision: Size = AUTO

@@ -30,11 +30,11 @@ _HISTORY = 25  # looks
 
 
 class Health(L.Callback):
-    """Logs the gradient's norm, stops a run whose numbers go bad, warns of codebooks that collapse.
+    """Logs the gradient's norm, stops a run that diverges, and warns of codebooks that collapse.
 
     `train/gradient_norm` is that of all weights over all ranks, before clipping.
 
-    The run stops, on all ranks at once and with an error that names the last good checkpoint, when
+    The run stops on all ranks, with an error that names the last good checkpoint, when
 
     - a loss of any step and rank, or a logged gradient norm, is not finite: found at the next logged step,
       within `trainer.log_every_n_steps`, and before a validation. Under float16's loss scaling, which skips
@@ -42,18 +42,18 @@ class Health(L.Callback):
     - the loss explodes: its median over a period, the steps between two logged ones, is above `explosion`
       times the median of the last 25 periods, `patience` times in a row. (The first is compared with the
       run's first loss.)
-    - weights, averages, codebooks or the optimiser's state are not finite. That is looked at before each
-      validation and each checkpoint, whoever saves it, so no checkpoint ever holds such numbers.
+    - weights, averages, codebooks or the optimiser's state are not finite. This is checked before each
+      validation and before every checkpoint, so no checkpoint ever holds such numbers.
 
-    Each look waits for the device once; in the steps between nothing does. By hand: Lightning's
-    `SpikeDetection` waits at every step, and looks at the loss alone.
+    Each check waits for the device once; the steps between do not wait. Not Lightning's `SpikeDetection`,
+    because it waits at every step and checks only the loss.
 
     Args:
-        explosion: how many times what it was a loss may be; null for any.
-        patience: periods in a row with a larger loss that stop the run.
+        explosion: the largest factor by which a loss may exceed its earlier median; null for no limit.
+        patience: the run stops after so many periods in a row with a larger loss.
         collapsed_below: a codebook counts as collapsed while its perplexity in validation is below this
             fraction of its codes, or below 1.5 (hardly more than one code is used); 0 never warns.
-        collapsed_validations: validations in a row after which that is said, once a level.
+        collapsed_validations: the warning comes after so many validations in a row, once for each level.
     """
 
     def __init__(
