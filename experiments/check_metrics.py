@@ -63,7 +63,7 @@ def main() -> None:
     evaluation = json.loads((folder / "metrics.json").read_text())
     failures = [claim for claim, holds in claims(evaluation) if not report(claim, holds)]
     if failures:
-        sys.exit(f"error: {len(failures)} figures do not move as they should.")
+        sys.exit(f"error: {len(failures)} figures do not change as they should.")
 
 
 def make_sets(data: ImageDataModule, num: int) -> tuple[tuple[np.ndarray, np.ndarray], Sets]:

@@ -3,7 +3,7 @@
     python experiments/compare.py runs/a runs/b
     python experiments/compare.py runs/a runs/b runs/c --out compare.html
 
-Reads what the stages have left in the folders of the runs. Where a run lacks a stage, the table has a dash.
+Reads the results of the stages from the folders of the runs. If a run lacks a stage, the table has a dash.
 Prints the same table.
 """
 

@@ -4,7 +4,7 @@
     python experiments/dashboard.py vqvae2 --entity TEAM
     python experiments/dashboard.py vqvae2 --print      # as JSON; needs no account
 
-The view is a new one each time; views of earlier calls stay.
+Each call makes a new view; views of earlier calls stay.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python experiments/report.py runs/demo
     python experiments/report.py runs/imagenet --eval eval eval_biggan --out imagenet.html
 
-Reads what the jobs of a data set have left in their folders and writes a page that needs nothing else: no
-server, no network, no scripts. Prints the same figures as a table.
+Reads the results of a data set's jobs from their folders and writes one page that needs no server, no network
+and no scripts. Prints the same figures as a table.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What the stages of a run have left: evaluations, tested classifiers, pictures; and the commands of all."""
+"""The results of a run's stages: evaluations, tested classifiers, pictures; and the stages' commands."""
 
 import json
 import re

@@ -22,11 +22,11 @@ _PURPOSES = {
 _OPTIONS = {
     "-c FILE": "a config; several are merged, a later one overrides an earlier one",
     "--run FOLDER": "folder of the recipe's run; every path of every job moves with it",
-    "--model.OPTION VALUE": "an option of the model, such as --model.num_codes 128; likewise --data.OPTION",
+    "--model.OPTION VALUE": "an option of the model, such as --model.num_codes 128; also --data.OPTION",
     "--trainer.OPTION VALUE": "an option of Lightning's Trainer: max_steps, devices, precision, …",
     "--resume false": "fit: move the old run aside, and start anew",
     "--print_config": "print the composed config and stop",
-    "--model.help CLASS": "all options of a class below; likewise --data.help CLASS",
+    "--model.help CLASS": "all options of a class below; also --data.help CLASS",
     "--help_all": "every option",
 }
 

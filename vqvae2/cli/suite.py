@@ -281,7 +281,7 @@ class SuiteCLI(LightningCLI):
     def _progress_bar(self) -> ProgressBar:
         if isinstance(self.datamodule, ChunkedDataModule) and self.subcommand == "predict":
             return ImageProgress()
-        if self.subcommand == "fit":  # steps between two looks at the figures, which wait for the device
+        if self.subcommand == "fit":  # steps between two checks of the figures, which wait for the device
             return StepProgress(refresh_rate=10 if sys.stdout.isatty() else 50)
         return TQDMProgressBar()
 

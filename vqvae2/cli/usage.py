@@ -79,7 +79,7 @@ def check_job(verb: str, config: Namespace) -> None:
 
 
 def check_devices(trainer: Namespace, environment: Mapping[str, str]) -> None:
-    """Finds what would start processes that crowd each other out, or wait for others that nobody starts.
+    """Finds settings that would start too many processes, or wait for processes that nothing starts.
 
     Raises:
         UsageError: fewer devices are here than are asked for, or nothing starts the other nodes.
@@ -108,7 +108,7 @@ def check_devices(trainer: Namespace, environment: Mapping[str, str]) -> None:
 
 
 def needs_weights(verb: str, config: Namespace) -> bool:
-    """Whether a job looks at a network that a fit with the same config has trained."""
+    """Whether a job needs a network that a fit with the same config has trained."""
     model = _load(config.model.class_path)
     return verb != "fit" and issubclass(model, NetworkModule) and verb in verbs_of(model)
 

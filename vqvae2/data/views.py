@@ -1,4 +1,4 @@
-"""One split of the images: reading, fitting and caching them, and the data sets that look at them."""
+"""One split of the images: reading, fitting and caching them, and the data sets made of them."""
 
 import hashlib
 import logging
@@ -82,7 +82,7 @@ class Split:
 
         Raises:
             ValueError: it is unreadable, and the split is strict.
-            Unreachable: it is remote, and not to be had.
+            Unreachable: it is remote, and cannot be downloaded.
         """
         if self._cache is not None and (known := self._cache.get(i)) is not None:
             return known
@@ -220,7 +220,7 @@ class _Images(Dataset):
 
 
 class TrainImages(_Images):
-    """Augmented images; the next readable one stands in for an unreadable one, so that batches stay equal."""
+    """Augmented images; the next readable one replaces an unreadable one, so that batches stay equal."""
 
     def __len__(self) -> int:
         return len(self.split)

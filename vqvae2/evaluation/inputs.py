@@ -58,7 +58,7 @@ def load_feature_networks(
         The networks, and a sentence for each that was replaced.
 
     Raises:
-        ValueError: they cannot be had, or are classifiers of other images.
+        ValueError: they are not available, or are classifiers of other images.
     """
     networks, notes = [], []
     for (name, weights), option in ((distance, "weights"), (manifold, "manifold_weights")):

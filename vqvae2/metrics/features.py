@@ -43,7 +43,7 @@ class FeatureNetwork(nn.Module):
             network is then the option that has "features" in place of "weights".
 
     Raises:
-        ValueError: the name is not registered, or the weights cannot be had (then it is a
+        ValueError: the name is not registered, or the weights are not available (then it is a
             `WeightsUnavailable`) or do not fit.
     """
 
@@ -67,7 +67,7 @@ class FeatureNetwork(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Features:
-        """Looks at images [B, C, H, W] in [-1, 1], C = 3, or C = 1 for grey."""
+        """Features of images [B, C, H, W] in [-1, 1], C = 3, or C = 1 for grey."""
         with torch.autocast(images.device.type, enabled=False):
             features, *logits = self.extractor(to_rgb_bytes(images))
         return Features(features, logits[0] if logits else None)
