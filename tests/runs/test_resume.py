@@ -126,7 +126,7 @@ def go_on(trained, tmp_path, monkeypatch, capsys, caplog):
 REFUSED = [
     ("prior", ("--data.batch_size", "5"), "data.batch_size was 4, is 5 (some samples of this epoch would"),
     ("prior", ("--data.seed", "1"), "data.seed was 0, is 1 (the order of the samples"),
-    ("prior", ("--seed_everything", "3"), "seed_everything was 0, is 3 (other numbers"),
+    ("prior", ("--seed_everything", "3"), "seed_everything was 0, is 3 (the random numbers"),
     ("prior", ("--trainer.precision", "bf16-mixed"), "trainer.precision was '32-true', is 'bf16-mixed'"),
     ("prior", ("--trainer.accumulate_grad_batches", "2"), "accumulate_grad_batches was 1, is 2"),
     ("prior", ("--model.polyak", "0.25"), "model.polyak was 0.5, is 0.25"),
