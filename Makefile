@@ -14,17 +14,17 @@ export MPLBACKEND := Agg
 .PHONY: help demo test lint encode-latents sample complete cas eval-fid report compare clean
 
 help:
-	@echo "Targets take CONFIG=NAME, a recipe, and RUN=FOLDER, where its run lies (the recipe's own, or runs/NAME)."
+	@echo "Options: CONFIG=NAME, the recipe; RUN=FOLDER, the folder of its run (if not given, the recipe's own, or runs/NAME)."
 	@echo "make demo                        the whole pipeline on embedded digits, nine minutes on two cores;"
 	@echo "                                 with CONFIG=NAME all jobs of that recipe in their order"
 	@echo "make test | make lint            the tests | ruff"
 	@echo "make encode-latents CONFIG=demo  images -> latent shards (configs/demo_encode.yaml)"
 	@echo "make sample CONFIG=demo          class-conditional samples (configs/demo_sample.yaml)"
-	@echo "make complete CONFIG=demo        images whose upper half is given (configs/demo_complete.yaml)"
+	@echo "make complete CONFIG=demo        completes images from their upper half (configs/demo_complete.yaml)"
 	@echo "make cas CONFIG=demo             classification accuracy score (configs/demo_cas.yaml)"
 	@echo "make eval-fid CONFIG=demo        every figure (configs/demo_eval.yaml), then the report"
-	@echo "make report CONFIG=demo          runs/demo/report.html of what the stages have left"
-	@echo "make compare RUNS='runs/a runs/b' one page of several runs side by side"
+	@echo "make report CONFIG=demo          writes runs/demo/report.html from the results of all stages"
+	@echo "make compare RUNS='runs/a runs/b' one page that compares several runs"
 	@echo "make clean                       removes the environment and caches; runs/ stays"
 
 demo: $(READY)

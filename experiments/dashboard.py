@@ -4,7 +4,7 @@
     python experiments/dashboard.py vqvae2 --entity TEAM
     python experiments/dashboard.py vqvae2 --print      # as JSON; needs no account
 
-The view is a new one each time; views of earlier calls stay.
+Each call makes a new view; views of earlier calls stay.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> None:
 
 def dashboard(project: str, entity: str) -> ws.Workspace:
     """The workspace, not saved."""
-    sections = [autoencoder(), priors(), classifiers(), *verdict(), health()]
+    sections = [autoencoder(), priors(), classifiers(), *evaluation(), health()]
     return ws.Workspace(entity=entity, project=project, name=NAME, sections=sections)
 
 
@@ -88,7 +88,7 @@ def classifiers() -> ws.Section:
     return ws.Section(name="classifiers", panels=panels)
 
 
-def verdict() -> list[ws.Section]:
+def evaluation() -> list[ws.Section]:
     """Figures have a name a set of images, `test/SET/FIGURE`, so the panels take patterns of names."""
     figures = [
         over_sets("Fréchet distances (FID, FID*, FID∞)", "fid"),
@@ -104,9 +104,9 @@ def verdict() -> list[ws.Section]:
     curves = [chart(key, title) for key, (title, _, _) in CURVES.items()]
     seen = ("samples", "reconstructions", *NEIGHBOURS.values())
     return [
-        ws.Section(name="verdict: figures", panels=[*figures], is_open=True),
+        ws.Section(name="evaluation: figures", panels=[*figures], is_open=True),
         ws.Section(
-            name="verdict: tables, curves, pictures", panels=[*tables, *curves, *map(pictures, seen, seen)]
+            name="evaluation: tables, curves, pictures", panels=[*tables, *curves, *map(pictures, seen, seen)]
         ),
     ]
 

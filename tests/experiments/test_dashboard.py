@@ -15,12 +15,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from tests.checkpoints import PRIOR
-from tests.experiments.fake_verdict import fake_verdict
+from tests.experiments.fake_evaluation import fake_evaluation
 from tests.quiet import quiet_trainer
 from tests.training.training_run import autoencoder_module
 from vqvae2.data.images import ImageDataModule
 from vqvae2.data.latents import LatentBatch, LatentSpec, Level
-from vqvae2.evaluation.pictures import NEIGHBOURS, log_verdict
+from vqvae2.evaluation.pictures import NEIGHBOURS, log_evaluation
 from vqvae2.runs.health import Health
 from vqvae2.runs.previews import ReconstructionGrid, SampleGrid
 from vqvae2.runs.throughput import Throughput
@@ -108,9 +108,9 @@ def logged(tmp_path_factory):
 
 @pytest.fixture
 def sent():
-    """What a verdict sends to W&B beside its figures, and the names of its figures."""
+    """What an evaluation sends to W&B beside its figures, and the names of its figures."""
     spy = SimpleNamespace(log=lambda values: spy.values.update(values), values={}, summary={})
-    log_verdict(SimpleNamespace(experiment=spy), fake_verdict(), step=0)
+    log_evaluation(SimpleNamespace(experiment=spy), fake_evaluation(), step=0)
     return spy
 
 
@@ -131,7 +131,7 @@ def test_every_line_of_training_is_logged_by_a_module(dashboard, logged):
     assert names - logged == set()
 
 
-def test_patterns_find_the_figures_of_verdicts_and_no_others(dashboard, sent):
+def test_patterns_find_the_figures_of_evaluations_and_no_others(dashboard, sent):
     patterns = [
         panel.metric_regex
         for panel in panels(dashboard.dashboard("p", "e"), "LinePlot")
@@ -226,8 +226,8 @@ def test_printed_it_is_the_json_that_would_be_sent(dashboard, saved, monkeypatch
         "autoencoder",
         "priors",
         "classifiers",
-        "verdict: figures",
-        "verdict: tables, curves, pictures",
+        "evaluation: figures",
+        "evaluation: tables, curves, pictures",
         "speed, memory, gradient, learning rate",
     ]
     assert all(section["panels"] for section in sections)

@@ -99,7 +99,9 @@ def read_config(path: Path) -> dict:
     dotted = dotted_keys(content)
     for key, names in dotted.items():
         if sets(content, names) or list(dotted.values()).count(names) > 1:
-            raise UsageError(f"{path}: '{key}' is given twice, with dots and otherwise. Keep one.")
+            raise UsageError(
+                f"{path}: '{key}' is given twice, once with dots and once as a mapping. Keep one."
+            )
     return content
 
 
