@@ -33,7 +33,7 @@ from matplotlib.axes import Axes
 
 from hr_cells import MEASURED, NETWORK, VARIANTS, Cell, finish, model, work
 from timing import compare, describe_machine
-from verdicts import NONE, print_table
+from evaluations import NONE, print_table
 from vqvae2.cli.recipes import compose
 from vqvae2.surroundings import home_path, show_any_name
 
