@@ -31,9 +31,9 @@ import torch
 import yaml
 from matplotlib.axes import Axes
 
+from evaluations import NONE, print_table
 from hr_cells import MEASURED, NETWORK, VARIANTS, Cell, finish, model, work
 from timing import compare, describe_machine
-from evaluations import NONE, print_table
 from vqvae2.cli.recipes import compose
 from vqvae2.surroundings import home_path, show_any_name
 
