@@ -11,36 +11,39 @@ BIN := $(or $(ACTIVE),$(VENV)/bin)
 READY := $(if $(ACTIVE),,$(VENV)/.installed)
 export MPLBACKEND := Agg
 
-DEMO_STAGES := fit:vqvae predict:encode fit:top fit:bottom fit:classifier predict:sample predict:complete \
-	fit:cas test:cas test:classifier test:eval
-
 .PHONY: help demo test lint encode-latents sample complete cas eval-fid report compare clean
 
 help:
-	@echo "Targets take CONFIG=NAME, a recipe, and RUN=FOLDER, where its run lies (the recipe's own, or runs/NAME)."
-	@echo "make demo                        the whole pipeline on embedded digits, nine minutes on two cores"
+	@echo "Options: CONFIG=NAME, the recipe; RUN=FOLDER, the folder of its run (if not given, the recipe's own, or runs/NAME)."
+	@echo "make demo                        the whole pipeline on embedded digits, nine minutes on two cores;"
+	@echo "                                 with CONFIG=NAME all jobs of that recipe in their order"
 	@echo "make test | make lint            the tests | ruff"
 	@echo "make encode-latents CONFIG=demo  images -> latent shards (configs/demo_encode.yaml)"
 	@echo "make sample CONFIG=demo          class-conditional samples (configs/demo_sample.yaml)"
-	@echo "make complete CONFIG=demo        images whose upper half is given (configs/demo_complete.yaml)"
+	@echo "make complete CONFIG=demo        completes images from their upper half (configs/demo_complete.yaml)"
 	@echo "make cas CONFIG=demo             classification accuracy score (configs/demo_cas.yaml)"
 	@echo "make eval-fid CONFIG=demo        every figure (configs/demo_eval.yaml), then the report"
-	@echo "make report CONFIG=demo          runs/demo/report.html of what the stages have left"
-	@echo "make compare RUNS='runs/a runs/b' one page of several runs side by side"
+	@echo "make report CONFIG=demo          writes runs/demo/report.html from the results of all stages"
+	@echo "make compare RUNS='runs/a runs/b' one page that compares several runs"
 	@echo "make clean                       removes the environment and caches; runs/ stays"
 
 demo: $(READY)
 	@PATH="$(abspath $(BIN)):$$PATH"; started=$$(date +%s); \
 	elapsed() { s=$$(( $$(date +%s) - started )); printf '%d:%02d' $$((s / 60)) $$((s % 60)); }; \
-	for stage in $(DEMO_STAGES); do \
-		command="lightning $${stage%%:*} -c configs/$(CONFIG)_$${stage#*:}.yaml --run $(RUN)"; \
+	stages=$$(python -m vqvae2.cli.stages configs/$(CONFIG).yaml) || exit 1; \
+	set -- $$stages; \
+	while [ $$# -gt 0 ]; do \
+		command="lightning $$1 -c configs/$(CONFIG)_$$2.yaml --run $(RUN)"; \
+		shift 2; \
 		echo "[$$(elapsed)] $$command"; \
 		$$command || exit 1; \
 	done; \
 	echo "[$$(elapsed)] python experiments/report.py $(RUN)"; \
-	python experiments/report.py $(RUN) && \
-	echo "[$$(elapsed)] python experiments/recognise_digits.py $(RUN)/samples --fractions 1 0.5 0.25" && \
-	python experiments/recognise_digits.py $(RUN)/samples --fractions 1 0.5 0.25 && \
+	python experiments/report.py $(RUN) || exit 1; \
+	case $(CONFIG) in *demo) \
+		echo "[$$(elapsed)] python experiments/recognise_digits.py $(RUN)/samples --fractions 1 0.5 0.25"; \
+		python experiments/recognise_digits.py $(RUN)/samples --fractions 1 0.5 0.25 || exit 1;; \
+	esac; \
 	echo "[$$(elapsed)] demo done"
 
 encode-latents: $(READY)

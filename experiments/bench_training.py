@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="samples a step")
     parser.add_argument("--steps", type=int, default=10, help="timed steps")
     parser.add_argument("--precision", default="32-true", help="of Lightning, such as bf16-mixed")
-    parser.add_argument("--peak", type=float, help="what the device can do at best, in TFLOP/s")
+    parser.add_argument("--peak", type=float, help="the device's peak, in TFLOP/s")
     parser.add_argument("--options", nargs="*", default=[], help="of the module, such as compiled=true")
     arguments = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

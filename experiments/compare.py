@@ -3,7 +3,7 @@
     python experiments/compare.py runs/a runs/b
     python experiments/compare.py runs/a runs/b runs/c --out compare.html
 
-Reads what the stages have left in the folders of the runs. Where a run lacks a stage, the table has a dash.
+Reads the results of the stages from the folders of the runs. If a run lacks a stage, the table has a dash.
 Prints the same table.
 """
 
@@ -18,6 +18,8 @@ from typing import Any
 import matplotlib
 import torch
 
+from evaluations import print_table
+from report_evaluation import KINDS, set_name
 from report_parts import (
     NONE,
     SERIES,
@@ -35,10 +37,8 @@ from report_parts import (
     table,
     training,
 )
-from report_verdict import KINDS, set_name
-from run_results import Run, read_accuracies, read_verdict
+from run_results import Run, read_accuracies, read_evaluation
 from run_settings import CHECKPOINTS, LEFT, OWN, differing_settings, stages_of
-from verdicts import print_table
 from vqvae2.data.latents import read_manifest
 from vqvae2.nn.contracts import network_class
 from vqvae2.storage.checkpoint import read_description
@@ -51,8 +51,8 @@ Rows = list[list[str]]  # of the table: a name, then a cell a run
 Part = tuple[str, Rows]  # with its title
 PICTURES = {"Samples": "samples", "Reconstructions": "reconstructions"}  # titles, how files' names begin
 UNEQUAL = (
-    "The evaluations differ in networks, reference images or settings. A classifier of the run's own is "
-    "another network in each run. Figures that depend on what differs cannot be compared."
+    "The evaluations differ in networks, reference images or settings. (If each run uses its own classifier, "
+    "the networks differ.) Figures that depend on what differs cannot be compared."
 )
 
 
@@ -109,18 +109,18 @@ def parent_of(folders: Sequence[Path]) -> Path:
 
 def read_run(folder: Path) -> Run:
     """What its evaluation and its classifiers have found, as far as there is any."""
-    verdict = read_verdict(folder / "eval", folder)
-    return Run(folder, [verdict] if verdict else [], *read_accuracies(folder))
+    evaluation = read_evaluation(folder / "eval", folder)
+    return Run(folder, [evaluation] if evaluation else [], *read_accuracies(folder))
 
 
 def figures(runs: Mapping[str, Run]) -> Rows:
     """Of each set of images that an evaluation read, of the run, and of its classifiers."""
-    verdicts = [run.verdicts[0] if run.verdicts else None for run in runs.values()]
-    read = [verdict for verdict in verdicts if verdict]
-    legend = {key: entry for verdict in read for key, entry in verdict.legend.items()}
-    kinds = {row["key"]: row["kind"] for verdict in read for row in verdict.sets}
+    evaluations = [run.evaluations[0] if run.evaluations else None for run in runs.values()]
+    read = [evaluation for evaluation in evaluations if evaluation]
+    legend = {key: entry for evaluation in read for key, entry in evaluation.legend.items()}
+    kinds = {row["key"]: row["kind"] for evaluation in read for row in evaluation.sets}
     sets = [
-        {row["key"]: row for row in verdict.sets} if verdict else {} for verdict in verdicts
+        {row["key"]: row for row in evaluation.sets} if evaluation else {} for evaluation in evaluations
     ]  # of each run
     rows = []
     for name in sorted(kinds, key=lambda name: KINDS.index(kinds[name])):
@@ -227,7 +227,7 @@ def write_page(runs: Mapping[str, Run], parts: Sequence[Part], settings: Rows, o
 
 def warnings(runs: Mapping[str, Run]) -> list[str]:
     """Says so where figures have been computed in ways that differ."""
-    ways = {run.verdicts[0].judged_by() for run in runs.values() if run.verdicts}
+    ways = {run.evaluations[0].conditions() for run in runs.values() if run.evaluations}
     return [UNEQUAL] if len(ways) > 1 else []
 
 

@@ -4,7 +4,7 @@
     python experiments/dashboard.py vqvae2 --entity TEAM
     python experiments/dashboard.py vqvae2 --print      # as JSON; needs no account
 
-The view is a new one each time; views of earlier calls stay.
+Each call makes a new view; views of earlier calls stay.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from vqvae2.runs.loggers import why_offline
 
 NAME = "VQ-VAE-2"
 LEVELS = ("top", "mid", "bottom")
+RESIDUAL_LEVELS = ("level1", "level2", "level3")  # of an HR-VQVAE
 STEP = "trainer/global_step"
 NO_KEY = (
     "W&B has no key, so nothing was sent. Make an account at https://wandb.ai, copy your key from "
@@ -44,7 +45,7 @@ def main() -> None:
 
 def dashboard(project: str, entity: str) -> ws.Workspace:
     """The workspace, not saved."""
-    sections = [autoencoder(), priors(), classifiers(), *verdict(), health()]
+    sections = [autoencoder(), priors(), classifiers(), *evaluation(), health()]
     return ws.Workspace(entity=entity, project=project, name=NAME, sections=sections)
 
 
@@ -61,6 +62,7 @@ def autoencoder() -> ws.Section:
         line("codebook, fraction in use", *by_level("val/usage")),
         line("codebook perplexity of a training batch", *by_level("train/perplexity")),
         line("commitment", *by_level("val/commitment")),
+        line("tree of codes, share ever visited", *(f"val/visited_{level}" for level in RESIDUAL_LEVELS)),
         pictures("reconstructions level by level, the original last", "reconstructions"),
     ]
     return ws.Section(name="autoencoder", panels=panels, is_open=True)
@@ -86,7 +88,7 @@ def classifiers() -> ws.Section:
     return ws.Section(name="classifiers", panels=panels)
 
 
-def verdict() -> list[ws.Section]:
+def evaluation() -> list[ws.Section]:
     """Figures have a name a set of images, `test/SET/FIGURE`, so the panels take patterns of names."""
     figures = [
         over_sets("Fréchet distances (FID, FID*, FID∞)", "fid"),
@@ -102,9 +104,9 @@ def verdict() -> list[ws.Section]:
     curves = [chart(key, title) for key, (title, _, _) in CURVES.items()]
     seen = ("samples", "reconstructions", *NEIGHBOURS.values())
     return [
-        ws.Section(name="verdict: figures", panels=[*figures], is_open=True),
+        ws.Section(name="evaluation: figures", panels=[*figures], is_open=True),
         ws.Section(
-            name="verdict: tables, curves, pictures", panels=[*tables, *curves, *map(pictures, seen, seen)]
+            name="evaluation: tables, curves, pictures", panels=[*tables, *curves, *map(pictures, seen, seen)]
         ),
     ]
 
@@ -147,7 +149,7 @@ def pictures(title: str, *keys: str) -> wr.MediaBrowser:
 
 
 def by_level(name: str) -> list[str]:
-    return [f"{name}_{level}" for level in LEVELS]
+    return [f"{name}_{level}" for level in (*LEVELS, *RESIDUAL_LEVELS)]
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Figure 7 of the paper: quality against diversity, over temperatures and over what a critic leaves.
+"""Figure 7 of the paper: quality against diversity, over temperatures and over rejection fractions.
 
     python experiments/figure7.py demo --temperatures 0.7 0.8 0.9 1.0
     python experiments/figure7.py cifar10 --temperatures 0.9,1.0 1.0 --fractions 1 0.5 0.25 \\
-        --sample-options "--model.critic runs/cifar10/classifier/last.ckpt --data.per_class 500"
+        --sample-options "--model.rejection_classifier runs/cifar10/classifier/last.ckpt --data.per_class 500"
     python experiments/figure7.py --only-plot runs/demo/eval
 
-Draws samples at each temperature (`lightning predict`, which completes what an earlier run has begun), judges
-all of them in one `lightning test`, prints the table and writes `figure7.png` beside the verdict's folder.
+Draws samples at each temperature (`lightning predict`, which completes an earlier, unfinished run). Evaluates
+all of them in one `lightning test`, prints a table and writes `figure7.png` next to the evaluation's folder.
 """
 
 import argparse
@@ -23,8 +23,8 @@ import matplotlib
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from evaluations import NONE, print_table, read_evaluation
 from paper import DATA, FIGURE_7
-from verdicts import NONE, print_table, read_verdict
 from vqvae2.cli.recipes import compose
 from vqvae2.evaluation.pictures import Point, curves, figure_key
 from vqvae2.surroundings import home_path, show_any_name
@@ -40,15 +40,15 @@ def main() -> None:
     options = _arguments()
     try:
         if options.only_plot is None:
-            folder = draw_and_judge(options)
+            folder = draw_and_evaluate(options)
         else:
             folder = options.only_plot if options.only_plot.is_dir() else options.only_plot.parent
-        verdict = read_verdict(folder)
+        evaluation = read_evaluation(folder)
         picture = folder.parent / "figure7.png"
-        plot(verdict, picture)
+        plot(evaluation, picture)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    print_table(table(verdict))
+    print_table(table(evaluation))
     figures = "; ".join(f"{row.name}: {row.value:g}" for row in FIGURE_7)
     print(f"\nThe paper's FID, {DATA}, approximate as its text has it ({FIGURE_7[0].source}): {figures}.")
     print(f"The picture: {picture}")
@@ -64,24 +64,27 @@ def _arguments() -> argparse.Namespace:
         help="a number for all levels, or one a level with commas between, top first",
     )
     parser.add_argument(
-        "--fractions", type=float, nargs="+", help="of the critic's best; the config's if not given"
+        "--fractions",
+        type=float,
+        nargs="+",
+        help="best fractions of each class to evaluate; the config's if not given",
     )
-    parser.add_argument("--sample-options", default="", help="more of the sample jobs' command line, quoted")
-    parser.add_argument("--eval-options", default="", help="more of the verdict's command line, quoted")
+    parser.add_argument("--sample-options", default="", help="further options of the sample jobs, quoted")
+    parser.add_argument("--eval-options", default="", help="further options of the evaluation, quoted")
     parser.add_argument(
-        "--only-plot", type=home_path, metavar="EVAL", help="a verdict's folder; nothing is run"
+        "--only-plot", type=home_path, metavar="EVAL", help="an evaluation's folder; nothing is run"
     )
     options = parser.parse_args()
     if (options.config is None) == (options.only_plot is None):
-        parser.error("give a config such as demo, or --only-plot with a verdict's folder")
+        parser.error("give a config such as demo, or --only-plot with an evaluation's folder")
     return options
 
 
-def draw_and_judge(options: argparse.Namespace) -> Path:
+def draw_and_evaluate(options: argparse.Namespace) -> Path:
     """Runs the jobs, one after the other, and ends the program with a job that fails.
 
     Returns:
-        The verdict's folder.
+        The evaluation's folder.
     """
     for command in commands(options):
         print(shlex.join(["lightning", *command]), flush=True)
@@ -92,7 +95,7 @@ def draw_and_judge(options: argparse.Namespace) -> Path:
 
 
 def commands(options: argparse.Namespace) -> list[list[str]]:
-    """A sample job for each of the temperatures, and one verdict on all.
+    """A sample job for each of the temperatures, and one evaluation on all.
 
     Raises:
         ValueError: there is no such config, or temperatures that its priors cannot have.
@@ -149,24 +152,31 @@ def _temperatures(point: Point) -> tuple[float, ...]:
     return temperatures(point.label)
 
 
-def plot(verdict: dict[str, Any], path: Path) -> None:
+def plot(evaluation: dict[str, Any], path: Path) -> None:
     """Writes the figure: left FID and FID* against IS, right precision against recall.
 
     Raises:
-        ValueError: the verdict holds neither.
+        ValueError: the evaluation holds neither.
     """
     pairs = (("is", ("fid", "fid_star")), ("recall", ("precision",)))
-    if not any(_sets(verdict, x, y) for x, ys in pairs for y in ys):
+    if not any(_sets(evaluation, x, y) for x, ys in pairs for y in ys):
         raise ValueError(
-            "The verdict holds neither FID and IS nor precision and recall of a set of samples: judge some."
+            "The evaluation has neither FID and IS nor precision and recall of samples. Evaluate samples."
         )
     matplotlib.use("Agg")
     plt.rcParams |= {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     figure, both = plt.subplots(1, 2, figsize=(11, 5.4), layout="constrained")
     for axes, (x, ys) in zip(both, pairs, strict=True):
         for y, filled in zip(ys, (True, False), strict=False):
-            draw(axes, verdict, x, y, filled=filled, prefix=f"{_name(verdict, y)}, " if len(ys) > 1 else "")
-        axes.set(xlabel=_name(verdict, x), ylabel=" and ".join(_name(verdict, y) for y in ys))
+            draw(
+                axes,
+                evaluation,
+                x,
+                y,
+                filled=filled,
+                prefix=f"{_name(evaluation, y)}, " if len(ys) > 1 else "",
+            )
+        axes.set(xlabel=_name(evaluation, x), ylabel=" and ".join(_name(evaluation, y) for y in ys))
         axes.margins(0.12)
         if axes.has_data():
             axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
@@ -179,21 +189,21 @@ def plot(verdict: dict[str, Any], path: Path) -> None:
     aside.replace(path)
 
 
-def draw(axes: Axes, verdict: dict[str, Any], x: str, y: str, *, filled: bool, prefix: str) -> None:
+def draw(axes: Axes, evaluation: dict[str, Any], x: str, y: str, *, filled: bool, prefix: str) -> None:
     """One metric against another: curves, samples that lie on none, and the real images as a reference."""
     style = {"marker": "o", "markersize": 5, "linestyle": "-" if filled else "--", "linewidth": 1.5}
     style |= {} if filled else {"markerfacecolor": "white"}
-    whole = _sets(verdict, x, y)
+    whole = _sets(evaluation, x, y)
     heated = sorted(filter(_temperatures, whole), key=_temperatures)
     if len(heated) > 1:
         axes.plot(*_xy(heated), color=TEMPERATURES, label=f"{prefix}temperatures", **style)
         _annotate(axes, [point._replace(label=point.label[1:]) for point in heated], TEMPERATURES)
     else:
         heated = []
-    found = curves(verdict, x, y)
+    found = curves(evaluation, x, y)
     kept = rejected(found)
     if kept is not None:
-        axes.plot(*_xy(found[kept]), color=KEPT, label=f"{prefix}the critic's best of {kept}", **style)
+        axes.plot(*_xy(found[kept]), color=KEPT, label=f"{prefix}best fractions of {kept}", **style)
         parts = [point._replace(label=f"{100 * float(point.label):g}%") for point in found[kept]]
         _annotate(axes, parts[1:] if heated else parts, KEPT, below=True)
     alone = [point for point in whole if point not in heated and point.label != kept]
@@ -201,41 +211,41 @@ def draw(axes: Axes, verdict: dict[str, Any], x: str, y: str, *, filled: bool, p
         axes.plot(*point[1:], color=OTHERS, **style)
     _annotate(axes, alone, OTHERS)
     for kind, (marker, title) in REFERENCES.items():
-        for point in _sets(verdict, x, y, kind):
+        for point in _sets(evaluation, x, y, kind):
             look = style | {"marker": marker, "markersize": 7, "linestyle": "none"}
             axes.plot(*point[1:], color=REAL, label=prefix + title, **look)
 
 
 def rejected(found: dict[str | None, list[Point]]) -> str | None:
-    """Whose fractions are shown: samples at temperature 1, as the paper's critic had them, or the last."""
+    """Whose fractions are shown: samples at temperature 1, as in the paper, or the last."""
     names = [name for name in found if name is not None]
     return next((name for name in names if set(temperatures(name)) == {1.0}), names[-1] if names else None)
 
 
-def table(verdict: dict[str, Any]) -> list[list[str]]:
+def table(evaluation: dict[str, Any]) -> list[list[str]]:
     """A header, and a row for each set of images."""
-    keys = [key for key in (figure_key(verdict, metric) for metric in METRICS) if key is not None]
-    rows = [["set", "images", *(verdict["legend"][key]["name"] for key in keys)]]
-    for row in verdict["sets"]:
+    keys = [key for key in (figure_key(evaluation, metric) for metric in METRICS) if key is not None]
+    rows = [["set", "images", *(evaluation["legend"][key]["name"] for key in keys)]]
+    for row in evaluation["sets"]:
         values = [row["figures"].get(key) for key in keys]
         cells = [NONE if value is None else f"{value:.4g}" for value in values]
         rows.append([row["key"], f"{row['num_images']:,}", *cells])
     return rows
 
 
-def _sets(verdict: dict[str, Any], x: str, y: str, kind: str = "samples") -> list[Point]:
+def _sets(evaluation: dict[str, Any], x: str, y: str, kind: str = "samples") -> list[Point]:
     """The whole sets of a kind that have both figures."""
-    x_key, y_key = figure_key(verdict, x), figure_key(verdict, y)
+    x_key, y_key = figure_key(evaluation, x), figure_key(evaluation, y)
     return [
         Point(row.get("candidate") or row["key"], row["figures"][x_key], row["figures"][y_key])
-        for row in verdict["sets"]
+        for row in evaluation["sets"]
         if row["kind"] == kind and row.get("fraction", 1) == 1 and {x_key, y_key} <= row["figures"].keys()
     ]
 
 
-def _name(verdict: dict[str, Any], metric: str) -> str:
-    key = figure_key(verdict, metric)
-    return metric if key is None else verdict["legend"][key]["name"]
+def _name(evaluation: dict[str, Any], metric: str) -> str:
+    key = figure_key(evaluation, metric)
+    return metric if key is None else evaluation["legend"][key]["name"]
 
 
 def _xy(points: Sequence[Point]) -> tuple[list[float], list[float]]:

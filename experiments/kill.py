@@ -3,9 +3,9 @@
     python experiments/kill.py vqvae --ranks 2          # or top
     python experiments/kill.py encode --ranks 1 2 3     # or sample
 
-The job is one of the demo, shrunk, with the same command each time; the starts take the numbers of ranks in
-turn. `top`, `encode` and `sample` read what `make demo` left. The kills are spread over the job; where there
-are several ranks, every second one hits a single rank first. Fewer kills than asked for is an error.
+The job is a smaller job of the demo, with the same command each time; the starts take the numbers of ranks in
+turn. `top`, `encode` and `sample` read the files of `make demo`. The kills are spread over the job. With
+several ranks, every second kill hits a single rank first. Fewer kills than asked for is an error.
 """
 
 import argparse

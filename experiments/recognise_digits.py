@@ -1,13 +1,13 @@
-"""How many of the demo's samples an outsider recognises as the digit asked for.
+"""How many of the demo's samples an independent classifier recognises as the digit asked for.
 
     python experiments/recognise_digits.py runs/demo/samples
     python experiments/recognise_digits.py runs/demo/samples --fractions 1 0.5 0.25 0.1
 
-With fractions: how many of the best of each class, by the scores that the sample job's critic wrote.
+With fractions: how many of the best of each class, by the scores of the sample job's rejection classifier.
 
-The outsider is a support vector machine on the principal components of real digits. It shares nothing with
-this suite, so where the critic chose, it is no judge in its own cause. Digits are centred on their mass for
-it, as MNIST's makers did: the demo's networks train on shifted ones, and sample such.
+The independent classifier is a support vector machine on the principal components of real digits. It shares
+no code and no weights with this suite, so it is independent of the rejection classifier. Digits are first
+centred on their mass, as MNIST's makers did, because the demo's networks learn and sample shifted digits.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from vqvae2.jobs.scores import read_scores
 from vqvae2.sampling.rejection import keep_best
 from vqvae2.surroundings import at_home, show_any_name
 
-NUM_TRAIN = 4500  # of the 5,000 digits; the others show how good the judge is
+NUM_TRAIN = 4500  # of the 5,000 digits; the others measure the classifier's accuracy
 SIDE = 32
 
 
@@ -39,9 +39,9 @@ def main() -> None:
     args = parser.parse_args()
     source = open_source(args.samples)
     kept = {fraction: choose(source, fraction) for fraction in args.fractions}
-    judge, accuracy = train_judge()
+    classifier, accuracy = train_classifier()
     print(f"real held-out digits  {accuracy:.3f}")
-    recognised = judge.predict(centred(pixels(source))) == source.labels
+    recognised = classifier.predict(centred(pixels(source))) == source.labels
     for fraction, which in kept.items():
         name = "samples" if fraction == 1 else f"best {fraction:g} of each class"
         print(f"{name:<20}  {recognised[which].mean():.3f} of {which.sum()}")
@@ -54,17 +54,17 @@ def choose(source: ImageSource, fraction: float) -> np.ndarray:
     return keep_best(read_scores(source), from_numpy(source.labels), fraction).numpy()
 
 
-def train_judge() -> tuple[object, float]:
-    """The judge, and how often it is right about digits that it has not seen."""
+def train_classifier() -> tuple[object, float]:
+    """The independent classifier, and its accuracy on held-out digits."""
     source = open_source("demo:digits")
     digits = pixels(source)
     order = np.random.default_rng(0).permutation(len(digits))
     train, held_out = order[:NUM_TRAIN], order[NUM_TRAIN:]
     shifts = ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
     views = np.concatenate([centred(digits[train], shift) for shift in shifts])
-    judge = make_pipeline(PCA(50, random_state=0), SVC(C=5))
-    judge.fit(views, np.tile(source.labels[train], len(shifts)))
-    return judge, judge.score(centred(digits[held_out]), source.labels[held_out])
+    classifier = make_pipeline(PCA(50, random_state=0), SVC(C=5))
+    classifier.fit(views, np.tile(source.labels[train], len(shifts)))
+    return classifier, classifier.score(centred(digits[held_out]), source.labels[held_out])
 
 
 def pixels(source: ImageSource) -> np.ndarray:

@@ -3,8 +3,8 @@
     python experiments/report.py runs/demo
     python experiments/report.py runs/imagenet --eval eval eval_biggan --out imagenet.html
 
-Reads what the jobs of a data set have left in their folders and writes a page that needs nothing else: no
-server, no network, no scripts. Prints the same figures as a table.
+Reads the results of a data set's jobs from their folders and writes one page that needs no server, no network
+and no scripts. Prints the same figures as a table.
 """
 
 import argparse
@@ -14,6 +14,17 @@ from pathlib import Path
 import matplotlib
 
 import paper
+from evaluations import print_table
+from report_evaluation import (
+    accuracy_table,
+    by_class_table,
+    facts,
+    left_out_list,
+    paired,
+    quality_tables,
+    run_tables,
+    trade_offs,
+)
 from report_parts import (
     NONE,
     Html,
@@ -30,18 +41,7 @@ from report_parts import (
     section,
     table,
 )
-from report_verdict import (
-    accuracy_table,
-    by_class_table,
-    facts,
-    left_out_list,
-    paired,
-    quality_tables,
-    run_tables,
-    trade_offs,
-)
-from run_results import STAGES, Run, evaluation_of, read_run
-from verdicts import print_table
+from run_results import STAGES, Run, evaluation_command, read_run
 from vqvae2.surroundings import at_home, home_path, show_any_name
 
 HEADLINES = ("fid", "is", "precision", "recall", "class_accuracy")
@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=home_path, help="folder of a data set's runs, such as runs/demo")
     parser.add_argument(
-        "--eval", type=at_home, nargs="+", default=["eval"], help="verdicts: folders in it, or paths"
+        "--eval", type=at_home, nargs="+", default=["eval"], help="evaluations: folders in the run, or paths"
     )
     parser.add_argument("--out", type=home_path, help="the page; report.html in the run's folder")
     arguments = parser.parse_args()
@@ -77,12 +77,12 @@ def write_page(run: Run, out: Path) -> None:
 
 
 def heading(run: Run) -> Html:
-    """The title and what was judged, by what."""
-    known = dict.fromkeys(fact for verdict in run.verdicts for fact in facts(verdict))
+    """The title, what was evaluated, and with which networks."""
+    known = dict.fromkeys(fact for evaluation in run.evaluations for fact in facts(evaluation))
     entries = [part for name, value in known for part in (element("dt", name), element("dd", value))]
     return element(
         "header",
-        element("p", "VQ-VAE-2, a run and its verdict", class_="kicker"),
+        element("p", "VQ-VAE-2, a run and its evaluation", class_="kicker"),
         element("h1", run.name),
         element("dl", *entries, class_="facts"),
     )
@@ -91,16 +91,16 @@ def heading(run: Run) -> Html:
 def headline(run: Run) -> Html:
     """The figures that are asked for first, in large type."""
     cells = []
-    for verdict in run.verdicts[:1]:
-        whole = next((row for row in verdict.sets if row["kind"] == "samples"), None)
-        held_out = next((row for row in verdict.sets if row["kind"] == "held_out"), None)
+    for evaluation in run.evaluations[:1]:
+        whole = next((row for row in evaluation.sets if row["kind"] == "samples"), None)
+        held_out = next((row for row in evaluation.sets if row["kind"] == "held_out"), None)
         for metric in HEADLINES if whole else ():
-            for key in verdict.keys_of(metric):
+            for key in evaluation.keys_of(metric):
                 if (value := whole["figures"].get(key)) is not None:
                     best = held_out and held_out["figures"].get(key)
                     beside = f"held-out images: {number(best)}" if best is not None else None
-                    cells.append(large(verdict.legend[key]["name"], number(value), beside))
-    for name, _, value, base in paired(run.verdicts, run.figures):
+                    cells.append(large(evaluation.legend[key]["name"], number(value), beside))
+    for name, _, value, base in paired(run.evaluations, run.figures):
         if base in RUN_HEADLINES and value is not None:
             cells.append(large(name, number(value), "held-out images"))
     if run.cas:
@@ -117,7 +117,7 @@ def large(name: str, value: str, beside: str | None) -> Html:
 def samples(run: Run) -> Html:
     classes = run.classes()
     found, legend = run.images("samples"), "drawn at random, none picked"
-    if found and classes:  # the pictures of a verdict; the sample job's may have other columns
+    if found and classes:  # the pictures of an evaluation; the sample job's may have other columns
         legend += "; a class a column"
         legend += f": {', '.join(map(str, classes))}" if len(classes) <= 10 else ""
     found, legend = found or [("samples", run.folder / "samples" / "grid.png")], f"{legend}."
@@ -134,8 +134,8 @@ def samples(run: Run) -> Html:
 
 
 def quality(run: Run) -> Html:
-    if not any(verdict.sets for verdict in run.verdicts):
-        return section("Quality", note("No samples were judged: ", code(evaluation_of(run.folder))))
+    if not any(evaluation.sets for evaluation in run.evaluations):
+        return section("Quality", note("No samples were evaluated: ", code(evaluation_command(run.folder))))
     texts = [f"{row.name} ~{row.value:g}" for row in paper.FIGURE_7]
     second = [f"{row.name} {row.key.upper()} {row.value:g}" for row in paper.CAS_PAPER]
     beside = note(
@@ -144,18 +144,20 @@ def quality(run: Run) -> Html:
         f"At 50,000 samples {'; '.join(second)} "
         f"({paper.SECOND_HAND}). Figures of other data or another network cannot be compared with these."
     )
-    return section("Quality", *quality_tables(run.verdicts), beside)
+    return section("Quality", *quality_tables(run.evaluations), beside)
 
 
 def likelihood(run: Run) -> Html:
     title = "Likelihood, error and codebook"
     if not run.figures:
-        return section(title, note("Not measured: give the verdict an autoencoder, priors and latents."))
+        return section(
+            title, note("Not measured: give the evaluation job an autoencoder, priors and latents.")
+        )
     warning = note(
         "The paper's column is for orientation. Its NLL is of other codes: likelihoods can be compared only "
         "between priors over the codes of one autoencoder, errors and bits only on the same images."
     )
-    return section(title, *run_tables(run.verdicts, run.figures), warning)
+    return section(title, *run_tables(run.evaluations, run.figures), warning)
 
 
 def accuracy(run: Run) -> Html:
@@ -168,20 +170,20 @@ def accuracy(run: Run) -> Html:
         )
         if not found
     ]
-    by_class = by_class_table(run.verdicts, run.cas, run.ceiling, run.classes())
+    by_class = by_class_table(run.evaluations, run.cas, run.ceiling, run.classes())
     tables = [accuracy_table(run.cas, run.ceiling), *by_class]
     return section("Classification accuracy score", *missing, *tables)
 
 
 def curves(run: Run) -> Html:
-    quality_curves = trade_offs(run.verdicts)
+    quality_curves = trade_offs(run.evaluations)
     logged = [chart for chart in (autoencoder_curves(run.folder), prior_curves(run.folder)) if chart]
     parts: list[Html] = []
     if quality_curves:
         parts += [element("div", *quality_curves, class_="charts")]
     else:
         parts += [
-            note("No curve of quality against diversity: judge several fractions or several candidates.")
+            note("No curve of quality against diversity: evaluate several fractions or several candidates.")
         ]
     if logged:
         parts += [element("h3", "Training"), element("div", *logged, class_="charts")]
@@ -212,19 +214,19 @@ def neighbours(run: Run) -> Html:
         ]
     rows = [
         [
-            run.of(verdict, f"{found['set']}, {number(found['index'])}"),
+            run.of(evaluation, f"{found['set']}, {number(found['index'])}"),
             number(found.get("label")),
             *(
                 number(found[measure][0]["distance"]) if found.get(measure) else NONE
                 for measure in ("features", "pixels")
             ),
         ]
-        for verdict in run.verdicts
-        for found in verdict.content.get("neighbours") or []
+        for evaluation in run.evaluations
+        for found in evaluation.content.get("neighbours") or []
     ]
     if not shown and not rows:
-        command = code(evaluation_of(run.folder))
-        return section("Nearest training images", note("Not searched: ", command, " with neighbours."))
+        command = code(evaluation_command(run.folder))
+        return section("Nearest training images", note("Not searched: ", command, " with model.queries."))
     caption = "Distance to the nearest training image; 0 is a copy"
     distances = table(caption, ["sample", "class", "by features", "by pixels"], rows) if rows else Html()
     pictures = element("div", *shown, class_="pictures")
@@ -252,15 +254,15 @@ def left_out(run: Run) -> Html:
     """Counts of all that was read, and what is in no figure."""
     rows = [
         [
-            run.of(verdict, name.replace("_", " ")),
+            run.of(evaluation, name.replace("_", " ")),
             number(count),
-            number(verdict.content["unreadable"].get(name, 0)),
+            number(evaluation.content["unreadable"].get(name, 0)),
         ]
-        for verdict in run.verdicts
-        for name, count in verdict.content["counts"].items()
+        for evaluation in run.evaluations
+        for name, count in evaluation.content["counts"].items()
     ]
     counts = table("Images and codes that the figures are of", ["data", "read", "unreadable"], rows)
-    return section("What was left out", counts, left_out_list(run.verdicts))
+    return section("What was left out", counts, left_out_list(run.evaluations))
 
 
 def commands(run: Run) -> Html:
@@ -269,10 +271,10 @@ def commands(run: Run) -> Html:
         for stage, command in STAGES.items()
         if (run.folder / stage).is_dir()
     ]
-    rows += [[verdict.folder.name, code(verdict.content["command"])] for verdict in run.verdicts]
+    rows += [[evaluation.folder.name, code(evaluation.content["command"])] for evaluation in run.evaluations]
     page = f"python experiments/report.py {run.folder}"
-    if len(run.verdicts) > 1:
-        page += f" --eval {' '.join(str(verdict.folder) for verdict in run.verdicts)}"
+    if len(run.evaluations) > 1:
+        page += f" --eval {' '.join(str(evaluation.folder) for evaluation in run.evaluations)}"
     rows += [["this page", code(page)]]
     return section(
         "Commands", element("div", table("What made each part", ["part", "command"], rows), class_="words")
@@ -281,18 +283,20 @@ def commands(run: Run) -> Html:
 
 def print_figures(run: Run) -> None:
     """Sets side by side, then the run's own figures."""
-    for verdict in run.verdicts:
-        keys = list(dict.fromkeys(key for row in verdict.sets for key in row["figures"]))
-        lines = [["", *(row["key"] for row in verdict.sets)]]
+    for evaluation in run.evaluations:
+        keys = list(dict.fromkeys(key for row in evaluation.sets for key in row["figures"]))
+        lines = [["", *(row["key"] for row in evaluation.sets)]]
         for key in keys:
-            values = [row["figures"].get(key) for row in verdict.sets]
+            values = [row["figures"].get(key) for row in evaluation.sets]
             if not any(isinstance(value, list) for value in values):
-                lines.append([verdict.legend[key]["name"], *map(number, values)])
-        lines += [["images", *(number(row["num_images"]) for row in verdict.sets)]]
-        if verdict.sets:
+                lines.append([evaluation.legend[key]["name"], *map(number, values)])
+        lines += [["images", *(number(row["num_images"]) for row in evaluation.sets)]]
+        if evaluation.sets:
             print_table(lines)
             print()
-    rows = [[name, number(train), number(val)] for name, train, val, _ in paired(run.verdicts, run.figures)]
+    rows = [
+        [name, number(train), number(val)] for name, train, val, _ in paired(run.evaluations, run.figures)
+    ]
     print_table([["", "train", "held out or all"], *rows])
 
 

@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 NONE = "\N{EN DASH}"  # stands where there is no figure
 VOID = {"img", "meta", "wbr"}
 SHARP = 700  # pictures of fewer pixels across or down are enlarged to at most so many, pixel by pixel
-LEVELS = ("top", "mid", "bottom")
+PRIORS = ("top", "path", "mid", "bottom")  # their folders in a run
 # Black becomes the text's colour and these the page's `--series-N`, so that each scheme has its own.
 SERIES = tuple(f"#00000{number}" for number in range(1, 7))
 LOOSE = {"marker": "D", "linestyle": "none"}
@@ -299,7 +299,7 @@ def autoencoder_curves(run: Path) -> Html | None:
 def prior_curves(run: Path) -> Html | None:
     columns = [
         Column(run / level, f"{part}/nll_nats", f"{level}, {name}", colour, part == "train")
-        for level, colour in zip(LEVELS, SERIES, strict=False)
+        for level, colour in zip(PRIORS, SERIES, strict=False)
         for part, name in (("train", "train"), ("val", "held out"))
     ]
     return training("Priors: negative log-likelihood", "NLL, nats a code", columns)

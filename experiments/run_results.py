@@ -1,18 +1,19 @@
-"""What the stages of a run have left: evaluations, tested classifiers, pictures; and the commands of all."""
+"""The results of a run's stages: evaluations, tested classifiers, pictures; and the stages' commands."""
 
 import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from report_verdict import Verdict
-from verdicts import FORMAT
+from evaluations import FORMAT
+from report_evaluation import Evaluation
 
 ACCURACY = "vqvae2-accuracy-1"  # as vqvae2.training.classification_report writes it
 STAGES = {  # folders of a run, and the commands that fill them
     "vqvae": "lightning fit -c configs/{0}_vqvae.yaml",
     "latents": "lightning predict -c configs/{0}_encode.yaml",
     "top": "lightning fit -c configs/{0}_top.yaml",
+    "path": "lightning fit -c configs/{0}_path.yaml",
     "mid": "lightning fit -c configs/{0}_mid.yaml",
     "bottom": "lightning fit -c configs/{0}_bottom.yaml",
     "classifier": "lightning fit -c configs/{0}_classifier.yaml; "
@@ -27,7 +28,7 @@ class Run(NamedTuple):
     """What the jobs of a data set have left."""
 
     folder: Path
-    verdicts: list[Verdict]
+    evaluations: list[Evaluation]
     cas: dict[str, Any] | None  # of a classifier trained on the samples
     ceiling: dict[str, Any] | None  # of one trained on real images
 
@@ -37,24 +38,28 @@ class Run(NamedTuple):
 
     @property
     def figures(self) -> dict[str, Any]:
-        """Of the run, from all verdicts; the first that has one counts."""
-        return {key: value for verdict in reversed(self.verdicts) for key, value in verdict.figures.items()}
+        """Of the run, from all evaluations; the first that has one counts."""
+        return {
+            key: value
+            for evaluation in reversed(self.evaluations)
+            for key, value in evaluation.figures.items()
+        }
 
-    def of(self, verdict: Verdict, name: str) -> str:
-        """A name that says of which verdict it is, where there are several."""
-        return name if len(self.verdicts) == 1 else f"{verdict.folder.name}: {name}"
+    def of(self, evaluation: Evaluation, name: str) -> str:
+        """A name that says of which evaluation it is, where there are several."""
+        return name if len(self.evaluations) == 1 else f"{evaluation.folder.name}: {name}"
 
     def classes(self) -> list[str] | None:
-        sources = [self.cas, self.ceiling, *(verdict.content for verdict in self.verdicts)]
+        sources = [self.cas, self.ceiling, *(evaluation.content for evaluation in self.evaluations)]
         return next((found["classes"] for found in sources if found and found.get("classes")), None)
 
     def images(self, name: str) -> list[tuple[str, Path]]:
-        """The latest of the verdicts' pictures called so, and what each is of: a candidate, or a verdict."""
+        """The latest pictures of that name, each with the candidate or the evaluation that it shows."""
         found: dict[tuple[Path, str], Path] = {}
-        for verdict in self.verdicts:
-            for path in sorted((verdict.folder / "images").glob(f"{name}*.png")):
+        for evaluation in self.evaluations:
+            for path in sorted((evaluation.folder / "images").glob(f"{name}*.png")):
                 if match := re.fullmatch(rf"{name}(?:-(.+))?-\d+", path.stem):
-                    found[verdict.folder, match[1] or verdict.folder.name] = path
+                    found[evaluation.folder, match[1] or evaluation.folder.name] = path
         return [(of, path) for (_, of), path in found.items()]
 
 
@@ -63,29 +68,30 @@ def read_run(folder: Path, evals: list[str]) -> Run:
     Raises:
         ValueError: an evaluation is missing, or a file is of another format; says how to make it.
     """
-    verdicts = []
+    evaluations = []
     for name in evals:
         where = folder / name if (folder / name).is_dir() or name == "eval" else Path(name)
-        verdict = read_verdict(where, folder)
-        if verdict is None:
+        evaluation = read_evaluation(where, folder)
+        if evaluation is None:
             raise ValueError(
-                f"{where / 'metrics.json'} does not exist. Judge the samples first: {evaluation_of(folder)}"
+                f"{where / 'metrics.json'} does not exist. "
+                f"Evaluate the samples first: {evaluation_command(folder)}"
             )
-        verdicts.append(verdict)
-    return Run(folder, verdicts, *read_accuracies(folder))
+        evaluations.append(evaluation)
+    return Run(folder, evaluations, *read_accuracies(folder))
 
 
-def read_verdict(where: Path, run: Path) -> Verdict | None:
+def read_evaluation(where: Path, run: Path) -> Evaluation | None:
     """The evaluation in a folder, of a run; None where there is none.
 
     Raises:
         ValueError: it is of another format.
     """
-    content = read_json(where / "metrics.json", FORMAT, evaluation_of(run))
-    return Verdict(where, content) if content else None
+    content = read_json(where / "metrics.json", FORMAT, evaluation_command(run))
+    return Evaluation(where, content) if content else None
 
 
-def evaluation_of(run: Path) -> str:
+def evaluation_command(run: Path) -> str:
     """The command that makes it."""
     return f"make eval-fid CONFIG={run.resolve().name}"
 

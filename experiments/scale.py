@@ -137,7 +137,7 @@ def memory(runs: list[Run], devices: list[int], assumed: Namespace) -> Iterator[
     for job in runs:
         owner, network = build(job.name)
         for bf16, checkpointed in product((False, True), (False, True)):
-            if checkpointed and not isinstance(network, PixelSNAIL):
+            if checkpointed and not stacks(network):
                 continue
             costs = activations(job.name, owner, network, bf16=bf16, checkpointed=checkpointed)
             state = job.weights * STATE_BYTES / 1e9
@@ -185,6 +185,7 @@ def _by_part(network: nn.Module, saved: Saved) -> Iterator[list[int]]:
     """The list that it gives fills with what each member of a list of modules keeps."""
     lists = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
     members = {part for many in network.modules() if isinstance(many, lists) for part in many.children()}
+    members -= {*stacks(network)}
     starts: dict[nn.Module, int] = {}
     kept: list[int] = []
     hooks = []
@@ -206,7 +207,7 @@ class Activations(NamedTuple):
 def activations(
     name: str, owner: NetworkModule, network: nn.Module, *, bf16: bool, checkpointed: bool
 ) -> Activations:
-    """Of the network that `configs/NAME.yaml` trains; only a `Prior` can be checkpointed."""
+    """Of the network that `configs/NAME.yaml` trains; only priors can be checkpointed."""
     totals = []
     for batch_size in (1, 2):
         batch = MadeUpData(name, batch_size, 1).batch()
@@ -215,15 +216,21 @@ def activations(
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 return loss(owner, network, batch)
 
-        if isinstance(network, PixelSNAIL):
-            network.checkpoint_layers = False
+        for stack in stacks(network):
+            stack.checkpoint_layers = False
         total, part = saved_bytes(step, network)
         if checkpointed:
-            network.checkpoint_layers = True
+            for stack in stacks(network):
+                stack.checkpoint_layers = True
             total = saved_bytes(step, network)[0] + part
         totals.append(total)
     an_image = totals[1] - totals[0]
     return Activations(an_image, totals[0] - an_image)
+
+
+def stacks(network: nn.Module) -> list[PixelSNAIL]:
+    """What can be checkpointed: a prior, or the networks of a prior's residual levels."""
+    return [part for part in network.modules() if isinstance(part, PixelSNAIL)]
 
 
 def loss(owner: NetworkModule, network: nn.Module, batch: object) -> Tensor:
@@ -238,8 +245,8 @@ def build(name: str) -> tuple[NetworkModule, nn.Module]:
     owner = module(name)
     owner.trainer = SimpleNamespace(datamodule=data_facts(name))
     with torch.device("meta"):
-        network = owner.build_network()
-    return owner, network.to_empty(device="cpu").train()
+        owner.network = owner.build_network()
+    return owner, owner.network.to_empty(device="cpu").train()
 
 
 def largest_batch(device_bytes: float, num_weights: int, costs: Activations, devices: int) -> int:

@@ -10,8 +10,8 @@ import argparse
 import sys
 from typing import Any
 
+from evaluations import NONE, print_table, read_evaluation
 from paper import DATA, PAPER, TABLE_1
-from verdicts import NONE, print_table, read_verdict
 from vqvae2.surroundings import home_path, show_any_name
 
 ROWS = {  # names of figures, what the table calls them, digits after the point
@@ -33,29 +33,29 @@ def main() -> None:
     parser.add_argument("--markdown", action="store_true", help="for a README")
     options = parser.parse_args()
     try:
-        verdicts = {str(run): read_verdict(run) for run in options.runs}
-        rows = table(verdicts)
+        evaluations = {str(run): read_evaluation(run) for run in options.runs}
+        rows = table(evaluations)
     except ValueError as error:
         sys.exit(f"error: {error}")
     print_table(rows, markdown=options.markdown)
     print(f"\npaper: {PAPER}, {DATA}. {NOT_COMPARABLE}")
 
 
-def table(verdicts: dict[str, dict[str, Any]]) -> list[list[str]]:
+def table(evaluations: dict[str, dict[str, Any]]) -> list[list[str]]:
     """A header, a row a prior from the top down, and a row for the autoencoder.
 
     Args:
-        verdicts: the content of `metrics.json` by the run's name.
+        evaluations: the content of `metrics.json` by the run's name.
 
     Raises:
-        ValueError: a verdict holds nothing of the table.
+        ValueError: an evaluation holds nothing of the table.
     """
-    ours = {name: verdict["figures"] for name, verdict in verdicts.items()}
+    ours = {name: evaluation["figures"] for name, evaluation in evaluations.items()}
     paper = {row.key: row for row in TABLE_1}
     for name, figures in ours.items():
         if not any(f"{key}_{split}" in figures for key in ROWS for split in SPLITS):
             raise ValueError(
-                f"The verdict of {name} has neither likelihoods nor errors: it was given no priors and no "
+                f"The evaluation of {name} has neither likelihoods nor errors: it was given no priors and no "
                 "autoencoder. Name them in its config."
             )
     rows = [["", *(f"{name}, {split}" for name in ("paper", *ours) for split in SPLITS.values())]]

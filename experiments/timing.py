@@ -1,7 +1,7 @@
 """What the benchmarks share: fair timing on a machine that others may use too, and tables of the outcome.
 
-Only ratios of times taken in one run mean much, so `compare` interleaves its cases: a slow spell of the
-machine falls on all of them. Of many repeats the median is what it gives.
+Only ratios of times from one run can be trusted, so `compare` interleaves its cases: if the machine is slow
+for a while, all cases are slower. It gives the median of many repeats.
 """
 
 import argparse

@@ -41,14 +41,26 @@ def write_config(path: Path, *, model: dict, data: dict, **trainer: Any) -> Path
     return path
 
 
+COSINE = {
+    "class_path": "vqvae2.training.schedules.Cosine",
+    "init_args": {"learning_rate": 0.001, "warmup": 2},
+}
+CONSTANT = {"class_path": "vqvae2.training.schedules.Constant", "init_args": {"learning_rate": 0.01}}
+
+
 def autoencoder(**options: Any) -> dict:
-    schedule = {
-        "class_path": "vqvae2.training.schedules.Cosine",
-        "init_args": {"learning_rate": 0.001, "warmup": 2},
-    }
     return {
         "class_path": "vqvae2.training.autoencoder.AutoencoderModule",
-        "init_args": {"schedule": schedule, "beta": 0.25, "polyak": 0.9, **NETWORK, **options},
+        "init_args": {"schedule": COSINE, "beta": 0.25, "polyak": 0.9, **NETWORK, **options},
+    }
+
+
+def hr_vqvae(**options: Any) -> dict:
+    network = {name: value for name, value in NETWORK.items() if name not in ("num_levels", "num_codes")}
+    network |= {"branch": 3, "depth": 3}
+    return {
+        "class_path": "vqvae2.training.hr_vqvae.HRVQVAEModule",
+        "init_args": {"schedule": COSINE, "beta": 0.25, "polyak": 0.9, **network, **options},
     }
 
 
@@ -61,10 +73,17 @@ def image_data(images: Path, **options: Any) -> dict:
 
 
 def top_prior(**options: Any) -> dict:
-    schedule = {"class_path": "vqvae2.training.schedules.Constant", "init_args": {"learning_rate": 0.01}}
     return {
         "class_path": "vqvae2.training.pixelsnail.TopPriorModule",
-        "init_args": {"schedule": schedule, "polyak": 0.5, "output_layers": 0, **PRIOR, **options},
+        "init_args": {"schedule": CONSTANT, "polyak": 0.5, "output_layers": 0, **PRIOR, **options},
+    }
+
+
+def path_prior(**options: Any) -> dict:
+    network = {**PRIOR, "output_layers": 0, "conditioning_hidden": 8, "conditioning_blocks": 2}
+    return {
+        "class_path": "vqvae2.training.path_prior.PathPriorModule",
+        "init_args": {"schedule": CONSTANT, "polyak": 0.5, **network, **options},
     }
 
 

@@ -42,6 +42,11 @@ SMALL_32 = jobs(SMALL[2:], "vqvae")
 SMALL_PRIORS = jobs(SMALL, "top", "mid", "bottom")
 SMALL_FITS = (*jobs(SMALL, "vqvae"), *SMALL_PRIORS)
 
+# The same columns as HR-VQVAE.
+HR = ("hr_ffhq", "hr_imagenet", "hr_cifar10", "hr_mnist")
+HR_PRIORS = jobs(HR, "top", "path")
+HR_FITS = (*jobs(HR, "vqvae"), *HR_PRIORS)
+
 
 def same(source: str, configs: tuple[str, ...], rows: dict) -> Table:
     """A table whose configs all have the same values."""
@@ -187,7 +192,7 @@ PAPERS = (
     ),
 )  # fmt: skip
 
-# [HR] what its comparisons with VQ-VAE-2 say. (The tables of HR-VQVAE itself are 5, 6 and 8.)
+# [HR] what its comparisons with VQ-VAE-2 say. (Those of HR-VQVAE itself follow.)
 SMALL_VQVAE_2 = (
     Table(
         "[HR] table 5: batch size, training steps",
@@ -264,6 +269,65 @@ SMALL_VQVAE_2 = (
         "[HR] table 9: bottom",
         jobs(SMALL, "bottom"),
         {"model.attention_layers": 0, "model.dropout": 0.25},
+    ),
+)  # fmt: skip
+
+# [HR] what it says of HR-VQVAE itself; what is not in a fit is as in small_*.
+HR_VQVAE = (
+    Table(
+        "[HR] table 5: batch size, training steps, input size",
+        jobs(HR, "vqvae"),
+        {
+            "data.batch_size": (32, 64, 128, 128),
+            "trainer.max_steps": (875_000, 8_007_293, 390_234, 468_281),
+            "data.image_size": (256, 128, 32, 32),  # MNIST's 28 padded, because table 6 has a grid of 16x16
+            "data.channels": (3, 3, 3, 1),
+        },
+    ),
+    same(
+        "[HR] table 6: hyper parameters of HR-VQVAE, the same for all",
+        jobs(HR, "vqvae"),
+        {
+            "model.depth": 3,  # Layers
+            "model.beta": 0.25,
+            "model.residual": 64,
+            "model.polyak": 0.9,
+            "model.schedule": "Constant",
+            "model.schedule.learning_rate": 0.003,
+        },
+    ),
+    Table(
+        "[HR] table 6: hyper parameters of HR-VQVAE",
+        jobs(HR, "vqvae"),
+        {
+            "model.factor": (256 // 32, 128 // 32, 32 // 16, 32 // 16),  # table 5's input, latent layers
+            "model.hidden": (128, 128, 64, 64),
+            "model.branch": (8, 8, 8, 4),  # Codebook size
+            "model.code_dim": (32, 32, 16, 8),
+        },
+    ),
+    same("[HR] A.2, figure 10: linked codebooks", jobs(HR, "vqvae"), {"model.linked": True}),
+    same("[HR] table 6: Layers", jobs(HR, "path"), {"model.depth": 3}),
+    Table(
+        "[HR] table 8: batch size, hidden units, dropout",
+        HR_PRIORS,
+        {
+            "data.batch_size": (32, 128, 512, 512) * 2,
+            "model.hidden": (128, 128, 64, 64) * 2,
+            "model.dropout": (0.15, 0.15, 0.1, 0.1) * 2,
+        },
+    ),
+    same(
+        "[HR] table 8: the same for all",
+        HR_PRIORS,
+        {
+            "model.residual": 64,
+            "model.attention_layers": 4,
+            "model.heads": 8,
+            "model.kernel": 5,
+            "model.output_layers": 0,
+            "model.polyak": 0.99,
+        },
     ),
 )  # fmt: skip
 
@@ -372,6 +436,84 @@ SMALL_OURS = (
     same("what fits one device", jobs(("small_ffhq",), "sample", "eval"), {"data.batch_size": 64}),
 )  # fmt: skip
 
+# What [HR] leaves open of HR-VQVAE.
+HR_OURS = (
+    same(
+        "as in VQ-VAE-2: [S] table 3, [P] section 2.1, [SN]",
+        jobs(HR, "vqvae"),
+        {"model.residual_blocks": 2, "model.decay": 0.99, "model.eps": 1e-5},
+    ),
+    same(
+        "children start from vectors of their own cell; residuals without the codes' gradient",
+        jobs(HR, "vqvae"),
+        {"model.codebook_init": "data", "model.residual_gradient": "stop", "model.revive_below": 0},
+    ),
+    same(
+        "as in VQ-VAE-2: [S] table 1, A.2, FFHQ top and mid",
+        HR_PRIORS,
+        {
+            "model.layers": 20,
+            "model.attention_dropout": "logits",
+            "model.schedule": "InverseSquareRoot",
+            "model.schedule.warmup": 16_000,
+            "model.schedule.power": 0.5,
+            "model.schedule.scale": 0.324,
+        },
+    ),
+    Table(
+        "as in VQ-VAE-2: twice the hidden units",
+        jobs(HR, "path"),
+        {"model.conditioning_hidden": (256, 256, 128, 128)},
+    ),
+    same("as in VQ-VAE-2: [S] table 2", jobs(HR, "path"), {"model.conditioning_blocks": 8}),
+    Table(
+        "as many epochs as the autoencoder: 400, 400, 999, 999",
+        HR_PRIORS,
+        {
+            "trainer.max_steps": 2 * tuple(
+                epochs * images // batch
+                for epochs, images, batch in zip(
+                    (400, 400, 999, 999),
+                    (70_000, 1_281_167, 50_000, 60_000),
+                    (32, 128, 512, 512),
+                    strict=True,
+                )
+            )
+        },
+    ),
+    same("steps count, not epochs", HR_FITS, {"trainer.max_epochs": -1, "trainer.log_every_n_steps": 50}),
+    same("how often we look", HR_FITS, {"trainer.val_check_interval": 5000}),
+    same(
+        "as in small_*",
+        jobs(HR[:1], "vqvae"),
+        {
+            "ReconstructionGrid.num_samples": 4,
+            "data.holdout": 0.01,
+            "data.num_classes": 0,
+            "data.augment.brightness": 0.08,
+            "data.augment.hue": 0.02,
+            "data.augment.saturation": 0.1,
+            "data.augment.contrast": 0.1,
+            "data.augment.noise_probability": 0.5,
+            "data.augment.noise_std": 0.02,
+        },
+    ),
+    same("as in small_*", jobs(HR[1:2], "vqvae"), {"data.augment.random_crop": True}),
+    same("as in small_*", jobs(HR[2:], "vqvae"), {"data.num_classes": 10, "data.cache": True}),
+    Table(
+        "as in small_*",
+        jobs(HR, "vqvae"),
+        {"data.augment.flip": (True, True, True, False), "data.num_workers": (8, 8, 1, 1)},
+    ),
+    same("loading", jobs(HR[:2], "top", "path"), {"data.num_workers": 4}),
+    same("pictures of ImageNet", jobs(HR[1:2], "top", "path"), {"SampleGrid.every_n_validations": 5}),
+    same(
+        "pictures of faces, as in ffhq",
+        jobs(HR[:1], "top", "path"),
+        {"SampleGrid.every_n_validations": 10, "SampleGrid.num_samples": 4},
+    ),
+)  # fmt: skip
+
 # Numbers that no paper gives, each with its reason.
 OURS = (
     same("[S] table 1 has a dash: no output stack", ("imagenet_bottom",), {"model.output_layers": 0}),
@@ -434,7 +576,7 @@ OURS = (
     same("pictures, as [S] figures 2 and 3", ALL_EVALS, {"model.queries": 10, "model.nearest": 8}),
 )  # fmt: skip
 
-TABLES = (*PAPERS, *SMALL_VQVAE_2, *OURS, *SMALL_OURS)
+TABLES = (*PAPERS, *SMALL_VQVAE_2, *HR_VQVAE, *OURS, *SMALL_OURS, *HR_OURS)
 
 # [S] tables 1 to 3: input size of the priors, latent layers of the autoencoders; top first.
 GRIDS = {
@@ -445,6 +587,11 @@ GRIDS = {
     "small_imagenet_vqvae": ((8, 8), (16, 16), (32, 32)),
     "small_cifar10_vqvae": ((4, 4), (8, 8), (16, 16)),
     "small_mnist_vqvae": ((4, 4), (8, 8), (16, 16)),
+    # [HR] table 6: latent layers
+    "hr_ffhq_vqvae": ((32, 32),),
+    "hr_imagenet_vqvae": ((32, 32),),
+    "hr_cifar10_vqvae": ((16, 16),),
+    "hr_mnist_vqvae": ((16, 16),),
 }
 
 # What the papers report: numbers by table of `experiments/paper.py` and the names of its rows.

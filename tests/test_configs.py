@@ -1,9 +1,10 @@
 """Every YAML in configs/ builds: parsed, instantiated, and with its networks at full size (meta device).
 
 Checkpoints do not exist here. What a config wants to load is built from the config that would train it, which
-also holds that the jobs of a data set find each other's files.
+also holds that the jobs of a data set find each other's files. Each is instantiated once for all tests.
 """
 
+import functools
 from itertools import pairwise
 from pathlib import Path
 
@@ -63,6 +64,7 @@ class Latents:
         self.spec = LatentSpec(levels, num_classes(recipe), "meta")
 
 
+@functools.cache
 def instantiate(name: str, *overlays: str) -> Build:
     verb = VERBS.get(name.rpartition("_")[2], "fit")
     files = [str(CONFIGS / f"{file}.yaml") for file in (name, *overlays)]
@@ -70,6 +72,7 @@ def instantiate(name: str, *overlays: str) -> Build:
     return Build(command)
 
 
+@functools.cache
 def build(name: str) -> tuple[torch.nn.Module, NetworkModule]:
     """The network of a config that trains one, on the meta device, and its module."""
     recipe = name.rpartition("_")[0]
@@ -146,7 +149,7 @@ def test_every_part_is_used():
     for path in CONFIGS.rglob("*.yaml"):
         config = yaml.safe_load(path.read_text())
         for each in (config, *config.get("parts", {}).values(), *config.get("jobs", {}).values()):
-            used |= {Path(base.partition("#")[0]).name for base in each.get("base", [])}
+            used |= {Path(base.partition("#")[0]).name for base in (each or {}).get("base", [])}
     assert {path.name for path in (CONFIGS / "parts").glob("*.yaml")} <= used
 
 

@@ -88,8 +88,8 @@ def run(request, tmp_path_factory) -> Path:
     lightning(
         "predict", folder, "complete", sample, {"class_path": "PromptRequests", "init_args": prompts}, writer
     )
-    judged = {**images["init_args"], "latents": str(folder / "latents")}
-    data = {"class_path": "EvaluationDataModule", "init_args": judged}
+    evaluated = {**images["init_args"], "latents": str(folder / "latents")}
+    data = {"class_path": "EvaluationDataModule", "init_args": evaluated}
     lightning("test", folder, "eval", {"class_path": "EvaluationModule", "init_args": chain}, data)
     return folder
 

@@ -20,7 +20,7 @@ from vqvae2.data.latents import read_manifest
 from vqvae2.jobs.encode import EncodeModule
 from vqvae2.jobs.latent_writer import LatentWriter
 from vqvae2.jobs.prompts import PromptRequests
-from vqvae2.jobs.rejection_classifier import load_critic
+from vqvae2.jobs.rejection_classifier import load_rejection_classifier
 from vqvae2.jobs.sampled_codes import SampledCodes
 from vqvae2.storage.checkpoint import DESCRIPTION, load_network
 from vqvae2.training.tokenizer import load_tokenizer
@@ -80,12 +80,12 @@ def run(tmp_path_factory) -> Path:
     bottom = job("ConditionalPriorModule", level="bottom", **FITS, **PRIOR, **STACK)
     lightning("fit", folder, "bottom", bottom, codes, preview)
     chain = {"autoencoder": vqvae, "priors": priors}
-    sample, writer = job("SampleModule", critic=classifier, **chain), job("SampleWriter")
+    sample, writer = job("SampleModule", rejection_classifier=classifier, **chain), job("SampleWriter")
     lightning("predict", folder, "samples", sample, job("SampleRequests", per_class=4, batch_size=4), writer)
     lightning("predict", folder, "complete", sample, prompts(folder), writer)
-    judged = job("EvaluationDataModule", samples=str(folder / "samples"), latents=latents, **images)
+    evaluated = job("EvaluationDataModule", samples=str(folder / "samples"), latents=latents, **images)
     features = {"features": "classifier", "weights": classifier, "splits": 2, "queries": 2, "nearest": 2}
-    lightning("test", folder, "eval", job("EvaluationModule", **features, **chain), judged)
+    lightning("test", folder, "eval", job("EvaluationModule", **features, **chain), evaluated)
     with_autoencoder = job("ClassifierModule", autoencoder=vqvae, **small["init_args"])
     lightning("test", folder, "classifier", with_autoencoder, data)
     return folder
@@ -135,8 +135,8 @@ def test_the_upper_rows_of_prompts_are_kept_and_shown(run):
 
 
 def test_figures_count_the_pixels_that_there_are(run):
-    verdict = json.loads((run / "eval/metrics.json").read_text())
-    figures, sets = verdict["figures"], {found["key"]: found["figures"] for found in verdict["sets"]}
+    evaluation = json.loads((run / "eval/metrics.json").read_text())
+    figures, sets = evaluation["figures"], {found["key"]: found["figures"] for found in evaluation["sets"]}
     bits_stored = 4 * (4 * 8 + 8 * 16)  # 16 codes
     assert figures["compression_stored"] == pytest.approx(24 * 16 * 32 / bits_stored)
     assert figures["bpp_val"] == pytest.approx(figures["bits_val"] / (16 * 32))
@@ -160,7 +160,9 @@ def test_reconstructions_are_of_the_images_cropped_to_that_size(run):
 
 def test_networks_and_samples_of_another_size_are_refused_with_both_sizes(run, tmp_path, capsys):
     with pytest.raises(ValueError, match=r"image_size \[16, 32\].*but the data has image_size \[32, 16\]"):
-        load_critic(str(run / "classifier/last.ckpt"), num_classes=2, channels=3, image_size=[32, 16])
+        load_rejection_classifier(
+            str(run / "classifier/last.ckpt"), num_classes=2, channels=3, image_size=[32, 16]
+        )
     place = ("--trainer.default_root_dir", str(tmp_path / "run"))
     message = failure(capsys, "test", run / "eval.yaml", "--data.image_size", "[32, 16]", *place)
     assert "is 32x16 RGB, but the real images are 16x32 RGB" in message  # width x height

@@ -17,7 +17,8 @@ sys.path.insert(0, str(ROOT / "experiments"))
 import paper  # noqa: E402
 from configured import data_facts, network  # noqa: E402
 
-NAMES = [name for name in JOBS if name.startswith(("imagenet_", "ffhq_", "small_"))]
+PAPER_SIZE = ("imagenet_", "ffhq_", "small_", "hr_")
+NAMES = [name for name in JOBS if name.startswith(PAPER_SIZE) and not name.startswith("hr_demo_")]
 
 
 def values(node: object, name: str = "") -> Iterator[tuple[str, object]]:
@@ -50,7 +51,7 @@ def inherited(config: str) -> dict[str, object]:
     """What the recipe that this one is made from says; nothing for jobs that the papers' tables speak of."""
     recipe, _, job = config.rpartition("_")
     like = read_config(CONFIGS / f"{recipe}.yaml").get("like")
-    if like is None or job in ("vqvae", "top", "mid", "bottom"):
+    if like is None or job in ("vqvae", "top", "path", "mid", "bottom"):
         return {}
     return dict(values(compose(CONFIGS / f"{Path(like).stem}_{job}.yaml")))
 

@@ -19,7 +19,7 @@ def at_home(path: str) -> str:
     found = path if homeless else os.path.expanduser(path)
     if found == path and (name == "~" or slash):
         who = "this user has no home (HOME is not set)" if name == "~" else f"there is no user '{name[1:]}'"
-        raise ValueError(f"{path}: {who}. Give the whole path; what is really called so is ./{path}.")
+        raise ValueError(f"{path}: {who}. Give the whole path; if this is its real name, write ./{path}.")
     return found
 
 

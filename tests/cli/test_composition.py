@@ -62,13 +62,17 @@ def test_a_key_given_twice_in_a_base_names_the_base(tmp_path):
 @pytest.mark.parametrize(
     ("base", "child", "message"),
     [
-        ({}, {"trainer.x": 1, "trainer": {"x": 2}}, "a.yaml: 'trainer.x' is given twice, with dots and"),
+        ({}, {"trainer.x": 1, "trainer": {"x": 2}}, "a.yaml: 'trainer.x' is given twice, once with dots and"),
         (
             {},
             {"model.x": 1, "model.init_args.x": 2},
-            "a.yaml: 'model.init_args.x' is given twice, with dots and",
+            "a.yaml: 'model.init_args.x' is given twice, once with dots and",
         ),
-        ({}, {"model.x": 1, "model": {"init_args": {"x": 2}}}, "a.yaml: 'model.x' is given twice, with dots"),
+        (
+            {},
+            {"model.x": 1, "model": {"init_args": {"x": 2}}},
+            "a.yaml: 'model.x' is given twice, once with dots",
+        ),
         ({"trainer.x": 1}, {"trainer": {"x": 2}}, "a.yaml: sets 'trainer.x', which a base sets with dots"),
     ],
 )

@@ -29,11 +29,11 @@ def trainer(devices, accelerator="auto", num_nodes=1):
 @pytest.mark.parametrize(
     ("cores", "gpus", "asked", "message"),
     [
-        (2, 0, trainer(100, "cpu"), "'trainer.devices' is 100: so many processes, but .* 0 GPUs and 2 cores"),
-        (2, 0, trainer("100"), "0 GPUs and 2 cores: --trainer.devices 2, or fewer"),
+        (2, 0, trainer(100, "cpu"), "'trainer.devices' is 100, but .* 0 GPUs and 2 cores"),
+        (2, 0, trainer("100"), "0 GPUs and 2 cores: set --trainer.devices 2 or fewer"),
         (2, 0, trainer(5), "'trainer.devices' is 5"),
         (64, 0, trainer(65, "cpu"), "64 cores"),
-        (2, 8, trainer(5, "cpu"), "'trainer.devices' is 5: so many processes, but .* 8 GPUs and 2 cores"),
+        (2, 8, trainer(5, "cpu"), "'trainer.devices' is 5, but .* 8 GPUs and 2 cores"),
         (64, 8, trainer(9), "'trainer.devices' is 9, but this machine has 8 GPUs: --trainer.devices 8"),
         (64, 8, trainer("9", "gpu"), "8 GPUs"),
         (64, 0, trainer(1, "cuda"), "'trainer.devices' is 1, but .* 0 GPUs: --trainer.accelerator cpu"),

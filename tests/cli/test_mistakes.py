@@ -77,6 +77,14 @@ def test_a_mistake_in_a_config_is_one_line_that_names_it(folder, capsys, config,
             ["fit", "-c", f"{CONFIGS}/demo_vqvae.yaml", "--data.augment.shft", "3"],
             "'data.augment.shft' is not an option of Augment. Did you mean 'shift'?",
         ),
+        (  # an option's name in earlier versions
+            ["test", "-c", f"{CONFIGS}/demo_eval.yaml", "--model.critic", "last.ckpt"],
+            "'model.critic' is not an option of EvaluationModule. Did you mean 'rejection_classifier'?",
+        ),
+        (
+            ["predict", "-c", f"{CONFIGS}/demo_sample.yaml", "--model.critic", "last.ckpt"],
+            "'model.critic' is not an option of SampleModule. Did you mean 'rejection_classifier'?",
+        ),
         (  # an option that the class hands on to its network
             ["fit", "-c", f"{CONFIGS}/demo_vqvae.yaml", "--model.hiden", "3"],
             "'model.hiden' is not an option of AutoencoderModule. Did you mean 'hidden'?",
@@ -105,6 +113,16 @@ def test_a_mistake_in_a_config_is_one_line_that_names_it(folder, capsys, config,
 )
 def test_a_mistake_on_the_command_line_is_one_line(folder, capsys, args, message):
     assert failure(capsys, *args) == (2, message)
+
+
+@pytest.mark.parametrize("name", ["VerdictPictures", "vqvae2.evaluation.pictures.VerdictPictures"])
+def test_the_name_of_a_class_in_earlier_versions(folder, capsys, name):
+    write(folder / "old.yaml", {"trainer": {"callbacks+": [{"class_path": name}]}})
+    assert failure(capsys, "test", "-c", f"{CONFIGS}/demo_eval.yaml", "-c", "old.yaml") == (
+        2,
+        "old.yaml: 'trainer.callbacks': there is no class 'VerdictPictures'. "
+        "Did you mean 'EvaluationPictures'?",
+    )
 
 
 def test_a_command_that_does_not_come_first(folder, capsys):

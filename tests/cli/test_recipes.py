@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from vqvae2.cli import stages as stages_command
 from vqvae2.cli.composition import UsageError
-from vqvae2.cli.recipes import compose, expanded, filled, jobs_of, layers, next_command, uses_run
+from vqvae2.cli.recipes import compose, expanded, filled, jobs_of, layers, next_command, stages, uses_run
 
 FILES = {
     "parts/fit.yaml": "trainer: {max_epochs: -1, callbacks+: [{class_path: one}]}",
@@ -159,6 +160,88 @@ def test_jobs_are_those_of_files_and_those_that_are_new(calves):
     command, composed = expanded(["fit", "-c", str(calves / "calves_mid.yaml")])
     assert Path(command[2]).is_file()
     assert composed[command[2]]["run"] == "runs/calves"
+
+
+@pytest.fixture
+def trees(calves) -> Path:
+    """A recipe that lacks two jobs of the other and has one more; and one that is made from it."""
+    (calves / "trees.yaml").write_text("""
+        like: calves.yaml
+        run: runs/trees
+        jobs:
+          path: {base: [cats_top.yaml], trainer: {default_root_dir: $run/path}}
+          mid: null
+          cas: null
+    """)
+    (calves / "oaks.yaml").write_text("""
+        like: trees.yaml
+        run: runs/oaks
+        jobs: {cas: {base: ['cats.yaml#images'], oak: 1}}
+    """)
+    return calves
+
+
+def test_a_job_that_is_null_is_not_there(trees):
+    assert jobs_of(trees / "trees.yaml") == ["complete", "path", "sample", "top", "vqvae"]
+    there = "no job 'mid', wanted one of complete, path, sample, top, vqvae"
+    with pytest.raises(UsageError, match=there):
+        compose(trees / "trees_mid.yaml")
+    with pytest.raises(UsageError, match="no job 'mid', wanted one of cas, complete, path"):
+        compose(trees / "oaks_mid.yaml")
+    (trees / "bad.yaml").write_text("{like: trees.yaml, jobs: {mid: {deep: 4}}}")
+    with pytest.raises(UsageError, match=r"no job 'mid'.* A job that is new names its 'base'"):
+        compose(trees / "bad_top.yaml")
+
+
+def test_a_further_recipe_may_bring_a_job_back(trees):
+    assert jobs_of(trees / "oaks.yaml") == ["cas", "complete", "path", "sample", "top", "vqvae"]
+    cas = compose(trees / "oaks_cas.yaml")
+    assert (cas["run"], cas["oak"], cas["data"]["init_args"]["size"]) == ("runs/oaks", 1, 32)
+    assert compose(trees / "oaks_path.yaml")["trainer"]["default_root_dir"] == "runs/oaks/path"
+
+
+def test_stages_are_the_jobs_that_are_there_in_their_order(trees):
+    wanted = {"vqvae": "fit", "top": "fit", "path": "fit", "sample": "predict", "complete": "predict"}
+    assert stages(trees / "trees.yaml") == [*wanted.items()]
+    assert stages(trees / "oaks.yaml") == [*wanted.items(), ("cas", "fit"), ("cas", "test")]
+
+
+def test_a_recipes_stages_are_printed_for_make(trees, capsys):
+    stages_command.main([str(trees / "trees.yaml")])
+    wanted = "fit vqvae\nfit top\nfit path\npredict sample\npredict complete\n"
+    assert capsys.readouterr().out == wanted
+    with pytest.raises(SystemExit, match="no such config"):
+        stages_command.main([str(trees / "pines.yaml")])
+
+
+def test_the_next_job_passes_over_those_that_are_not_there(trees):
+    command, found = ["fit", "-c", str(trees / "trees_vqvae.yaml")], []
+    while following := next_command(command):
+        command = following.split()[1:]
+        found.append((command[0], Path(command[2]).stem))
+    assert found == [
+        ("fit", "trees_top"),
+        ("fit", "trees_path"),
+        ("predict", "trees_sample"),
+        ("predict", "trees_complete"),
+    ]
+
+
+def test_a_shared_part_comes_again_where_another_class_has_replaced_it(folder):
+    """As a job that builds on another's file, changes its class, and names the part that both share."""
+    (folder / "cats_top.yaml").write_text("""
+        base: [parts/fit.yaml, cats.yaml#prior]
+        trainer: {default_root_dir: $run/top, callbacks+: [{class_path: three}]}
+        model: {class_path: Top, init_args: {deep: 1}}
+    """)
+    (folder / "parts/other.yaml").write_text("{model: {class_path: Other}}")
+    bases = "base: [cats_top.yaml, parts/other.yaml, 'cats.yaml#prior'"
+    (folder / "cats_path.yaml").write_text(f"{bases}]")
+    path = compose(folder / "cats_path.yaml")
+    assert path["model"] == {"class_path": "Other", "init_args": {"hidden": 8}}
+    assert path["trainer"] == compose(folder / "cats_top.yaml")["trainer"]  # nothing is appended twice
+    (folder / "cats_path.yaml").write_text(f"{bases}, cats_top.yaml]")
+    assert compose(folder / "cats_path.yaml")["model"] == path["model"]  # not another class's options
 
 
 @pytest.mark.parametrize(

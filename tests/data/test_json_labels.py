@@ -108,5 +108,5 @@ def test_json_that_says_no_class_is_named(tmp_path, members, message):
 def test_the_option_is_refused_where_there_are_no_tars(tmp_path):
     location = write(tmp_path / "x", ["a/0.png", "b/1.png"])
     data = ImageDataModule(train=location, image_size=8, batch_size=1, label_field="class")
-    with pytest.raises(ValueError, match=r"label_field is class, but .* is no tars"):
+    with pytest.raises(ValueError, match=r"label_field is class, but .* is not tars"):
         data.setup("fit")

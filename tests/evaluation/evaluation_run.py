@@ -1,4 +1,4 @@
-"""A tiny run with everything that a verdict looks at, and one function that judges it."""
+"""A tiny run with everything that an evaluation reads, and one function that evaluates it."""
 
 import io
 import json
@@ -27,10 +27,10 @@ NUM = {"train": 23, "val": 9, "samples": 19}
 CODES = 16
 CODEBOOK = {"num_codes": CODES, "code_dim": 4, "decay": 0.99, "eps": 1e-5, "codebook_init": "data"}
 LAYERS = {"channels": 3, "num_levels": 2, "factor": 4, "hidden": 8, "residual": 4, "residual_blocks": 1}
-VQVAE = {**CODEBOOK, **LAYERS, "level_dropout": 0.5}  # in training only: a verdict must not see it
+VQVAE = {**CODEBOOK, **LAYERS, "level_dropout": 0.5}  # in training only: an evaluation must not see it
 GRIDS = {"top": (4, 4), "bottom": (8, 8)}
 CLASSIFIER = {"num_classes": CLASSES, "channels": 3, "widths": [8, 12], "blocks": 1}
-EVERYTHING = {  # that a verdict can measure of sets as small as these
+EVERYTHING = {  # that an evaluation can measure of sets as small as these
     "kid": KernelSubsets(subsets=5, subset_size=8),
     "fid_infinity": InfinitySizes(points=4, smallest=10, largest=19),
     "manifold": Neighbourhoods(k_precision=2, k_density=3),
@@ -169,11 +169,11 @@ def module_of(root, **options):
     return EvaluationModule(**{"features": "classifier", "splits": SPLITS, **paths, **options})
 
 
-def judge(module, data, folder):
+def evaluate(module, data, folder):
     quiet_trainer(default_root_dir=folder).test(module, data, verbose=False)
     return json.loads(Path(folder, "metrics.json").read_text())
 
 
 def row(report, key):
-    """A set of a verdict."""
+    """A set of an evaluation."""
     return next(found for found in report["sets"] if found["key"] == key)

@@ -1,4 +1,4 @@
-"""The verdict on tiny data, each figure computed again by hand from the files."""
+"""The evaluation on tiny data, each figure computed again by hand from the files."""
 
 import math
 import shutil
@@ -20,8 +20,8 @@ from tests.evaluation.evaluation_run import (
     by_class,
     data_of,
     encode,
+    evaluate,
     floats,
-    judge,
     make_run,
     module_of,
     noise,
@@ -48,7 +48,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(run, tmp_path_factory):
     root, _ = run
-    return judge(module_of(root, **EVERYTHING), data_of(root), tmp_path_factory.mktemp("eval"))
+    return evaluate(module_of(root, **EVERYTHING), data_of(root), tmp_path_factory.mktemp("eval"))
 
 
 def seen(classifier, images):
@@ -108,7 +108,7 @@ def test_code_figures(run, report, split):
     assert metrics["compression_values"] == pytest.approx(SIZE**2 * 3 / 80)
 
 
-def test_report_says_what_was_judged_and_by_whom(run, report):
+def test_report_says_what_was_evaluated_and_by_which_networks(run, report):
     root, _ = run
     parts = {
         "samples": "samples",
@@ -139,7 +139,7 @@ def test_two_ranks_with_uneven_shares_give_the_same_figures(run, report, tmp_pat
 
     def on_a_rank():  # each takes itself for the one that writes: Lightning did not start them
         module = module_of(root, **EVERYTHING)
-        return judge(module, data_of(root), tmp_path / str(distributed.rank()))
+        return evaluate(module, data_of(root), tmp_path / str(distributed.rank()))
 
     for found in run_ranks(on_a_rank, 2):
         assert found["counts"] == report["counts"]
@@ -157,10 +157,10 @@ def test_two_ranks_with_uneven_shares_give_the_same_figures(run, report, tmp_pat
 def test_samples_alone_and_latents_alone(run, tmp_path):
     root, _ = run
     module = module_of(root, autoencoder=None, priors=None)
-    found = judge(module, data_of(root, latents=None, real="val", max_real=5), tmp_path)
+    found = evaluate(module, data_of(root, latents=None, real="val", max_real=5), tmp_path)
     assert found["counts"] == {"samples": NUM["samples"], "real": 5}
     module = module_of(root, features=None, weights=None, autoencoder=None, priors=None)
-    found = judge(module, data_of(root, samples=None, max_latents=4), tmp_path)
+    found = evaluate(module, data_of(root, samples=None, max_latents=4), tmp_path)
     assert found["counts"] == {"latents_val": 4}
     use = {f"{name}_{level}" for name in ("usage", "perplexity") for level in GRIDS}
     assert set(found["figures"]) == use | {"bits_stored", "compression_stored", "compression_values"}
@@ -183,7 +183,7 @@ def test_the_train_nll_is_of_plain_images_alone_where_some_cannot_be_read(run, t
     data = ImageDataModule(train=train, val=val, image_size=SIZE, batch_size=4, **views)
     predict(EncodeModule(str(root / "vqvae.ckpt")), data, LatentWriter(str(tmp_path / "latents")))
     module = module_of(root, features=None, weights=None, autoencoder=None)
-    found = judge(
+    found = evaluate(
         module, data_of(root, samples=None, train=train, latents=str(tmp_path / "latents")), tmp_path
     )
     assert found["counts"] == {"latents_train": 17, "latents_val": NUM["val"]}
@@ -199,7 +199,7 @@ def test_an_unreadable_real_image_is_counted(run, tmp_path):
     shutil.copytree(root / "train", tmp_path / "train")
     next((tmp_path / "train").rglob("*.png")).write_bytes(b"no image")
     module = module_of(root, autoencoder=None, priors=None)
-    found = judge(module, data_of(root, train=str(tmp_path / "train"), latents=None), tmp_path)
+    found = evaluate(module, data_of(root, train=str(tmp_path / "train"), latents=None), tmp_path)
     assert found["counts"]["real"] == NUM["train"] - 1
     assert found["unreadable"] == {"samples": 0, "real": 1, "held_out": 0}
 

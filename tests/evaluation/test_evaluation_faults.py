@@ -1,4 +1,4 @@
-"""What a verdict refuses, and in what words."""
+"""What an evaluation refuses, and in what words."""
 
 import shutil
 from dataclasses import replace
@@ -11,7 +11,7 @@ from tests.evaluation.evaluation_run import (
     SIZE,
     VQVAE,
     data_of,
-    judge,
+    evaluate,
     make_run,
     module_of,
     noise,
@@ -60,7 +60,7 @@ def run(tmp_path_factory):
         (
             {"features": None, "autoencoder": None, "priors": None},
             {"samples": None, "latents": None},
-            "nothing to judge",
+            "nothing to evaluate",
         ),
     ],
 )
@@ -73,7 +73,7 @@ def test_what_does_not_fit_is_refused_before_anything_runs(run, tmp_path, model,
     if model.get("autoencoder"):
         model["autoencoder"] = str(root / model["autoencoder"])
     with pytest.raises(ValueError, match=message):
-        judge(module_of(root, **model), data_of(root, **data), tmp_path)
+        evaluate(module_of(root, **model), data_of(root, **data), tmp_path)
     assert not (tmp_path / "metrics.json").exists()
 
 
@@ -81,7 +81,7 @@ def test_empty_folder_of_samples(run, tmp_path):
     root, _ = run
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="none holds no image"):
-        judge(module_of(root), data_of(root, samples=str(tmp_path / "none")), tmp_path)
+        evaluate(module_of(root), data_of(root, samples=str(tmp_path / "none")), tmp_path)
 
 
 def test_a_sample_of_another_size_among_many(run, tmp_path):
@@ -90,7 +90,7 @@ def test_a_sample_of_another_size_among_many(run, tmp_path):
     odd = tmp_path / "mixed" / "class0" / "003.png"  # not one of those that are looked at beforehand
     odd.write_bytes(png(noise("samples")[0, :20]))
     with pytest.raises(ValueError, match=r"class0/003\.png is 32x20 RGB"):
-        judge(module_of(root), data_of(root, samples=str(tmp_path / "mixed")), tmp_path)
+        evaluate(module_of(root), data_of(root, samples=str(tmp_path / "mixed")), tmp_path)
     assert not (tmp_path / "metrics.json").exists()
 
 
@@ -100,7 +100,7 @@ def test_another_autoencoder_is_named_with_both_fingerprints(run, tmp_path):
     other = save(tmp_path / "other.ckpt", "autoencoder", HierarchicalVQVAE(**VQVAE), VQVAE, image_size=SIZE)
     both = f"{fingerprint(networks['vqvae'])[:16]}.*{fingerprint(other)[:16]}"
     with pytest.raises(ValueError, match=both):
-        judge(module_of(root, autoencoder=str(tmp_path / "other.ckpt")), data_of(root), tmp_path)
+        evaluate(module_of(root, autoencoder=str(tmp_path / "other.ckpt")), data_of(root), tmp_path)
 
 
 def test_a_prior_of_other_latents_is_named_with_both_fingerprints(run, tmp_path):
@@ -109,7 +109,7 @@ def test_a_prior_of_other_latents_is_named_with_both_fingerprints(run, tmp_path)
     options = prior_options("top")
     save(tmp_path / "p.ckpt", "prior", networks["top"], options, level="top", latents=spec.to_dict())
     with pytest.raises(ValueError, match=f"autoencoder {'f' * 16}.*{fingerprint(networks['vqvae'])[:16]}"):
-        judge(module_of(root, priors=[str(tmp_path / "p.ckpt")]), data_of(root), tmp_path)
+        evaluate(module_of(root, priors=[str(tmp_path / "p.ckpt")]), data_of(root), tmp_path)
 
 
 def test_a_prior_of_other_classes_is_refused_by_their_names(run, tmp_path):
@@ -123,6 +123,6 @@ def test_a_prior_of_other_classes_is_refused_by_their_names(run, tmp_path):
         save(path, "prior", networks["top"], prior_options("top"), classes=classes, **facts)
     data = data_of(root, samples=None, latents=str(tmp_path / "latents"))
     alone = {"features": None, "weights": None, "autoencoder": None}
-    judge(module_of(root, priors=[str(tmp_path / "same.ckpt")], **alone), data, tmp_path)
+    evaluate(module_of(root, priors=[str(tmp_path / "same.ckpt")], **alone), data, tmp_path)
     with pytest.raises(ValueError, match=r"other.ckpt learned the classes dog, cat, .* has cat, dog"):
-        judge(module_of(root, priors=[str(tmp_path / "other.ckpt")], **alone), data, tmp_path)
+        evaluate(module_of(root, priors=[str(tmp_path / "other.ckpt")], **alone), data, tmp_path)

@@ -1,4 +1,4 @@
-"""What a verdict leaves to look at: every cell of its pictures, and all that goes to W&B."""
+"""What an evaluation leaves to look at: every cell of its pictures, and all that goes to W&B."""
 
 import json
 from types import SimpleNamespace
@@ -10,8 +10,8 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 from tests.checkpoints import save_autoencoder
-from tests.experiments.fake_verdict import RUN, fake_verdict, sample_set
-from vqvae2.evaluation.pictures import Point, VerdictPictures, curves, log_verdict
+from tests.experiments.fake_evaluation import RUN, fake_evaluation, sample_set
+from vqvae2.evaluation.pictures import EvaluationPictures, Point, curves, log_evaluation
 from vqvae2.pixels import to_uint8
 from vqvae2.runs.loggers import WandbLogger, WandbSettings
 
@@ -41,15 +41,15 @@ class Data:
         return len(self.labels[name])
 
 
-def draw(tmp_path, data, *, verdict=None, network=None, rank=0, **options):
+def draw(tmp_path, data, *, evaluation=None, network=None, rank=0, **options):
     """Name and pixels of each picture that the end of a test leaves."""
     trainer = SimpleNamespace(
         datamodule=data, default_root_dir=str(tmp_path), global_step=0, is_global_zero=rank == 0, loggers=[]
     )
     module = SimpleNamespace(
-        verdict=verdict or fake_verdict(), autoencoder_network=network, device=torch.device("cpu")
+        evaluation=evaluation or fake_evaluation(), autoencoder_network=network, device=torch.device("cpu")
     )
-    VerdictPictures(**options).on_test_end(trainer, module)
+    EvaluationPictures(**options).on_test_end(trainer, module)
     return {
         path.name.removesuffix("-0000000.png"): pil_to_tensor(Image.open(path))
         for path in (tmp_path / "images").glob("*.png")
@@ -124,7 +124,7 @@ def test_neighbours_stand_beside_their_sample_behind_a_gap(tmp_path):
     ]
     broken = [("t1.0", 0), ("real", 3)]
     data = Data({"t0.9": [0] * 4, "t1.0": [0] * 4, "real": [0] * 6}, broken)
-    pictures = draw(tmp_path, data, verdict=fake_verdict(neighbours=neighbours))
+    pictures = draw(tmp_path, data, evaluation=fake_evaluation(neighbours=neighbours))
     expected = {"features": [[4, 1], [5, 5]], "pixels": [[0, 2], [1, None]]}
     for measure, shown in expected.items():
         picture = pictures[f"neighbours-{measure}"]
@@ -150,11 +150,11 @@ def test_other_ranks_draw_nothing(tmp_path):
 @pytest.mark.parametrize("size", [{"columns": 0}, {"rows": 0}])
 def test_a_picture_without_cells_is_refused(size):
     with pytest.raises(ValueError, match="wanted at least one image"):
-        VerdictPictures(**size)
+        EvaluationPictures(**size)
 
 
 def test_curves_join_the_candidates_and_each_ones_fractions():
-    found = curves(fake_verdict(), "recall", "precision")
+    found = curves(fake_evaluation(), "recall", "precision")
     assert list(found) == [None, "t1.0"]
     assert found[None] == [
         Point("t0.7", 0.30, 0.71),
@@ -171,8 +171,8 @@ def test_curves_join_the_candidates_and_each_ones_fractions():
 
 def test_a_set_without_one_of_the_figures_lies_on_no_curve():
     sets = [sample_set("samples", 1.0, 9.0, None, 3.0, 0.5, 0.5), sample_set("samples", 0.5, *[None] * 5)]
-    assert curves(fake_verdict(sets=sets), "is", "fid") == {}
-    assert curves(fake_verdict(sets=sets), "is", "kid") == {}
+    assert curves(fake_evaluation(sets=sets), "is", "fid") == {}
+    assert curves(fake_evaluation(sets=sets), "is", "kid") == {}
 
 
 class Spy:
@@ -186,18 +186,18 @@ class Spy:
 
 def test_wandb_gets_tables_curves_and_a_summary():
     spy = Spy()
-    log_verdict(SimpleNamespace(experiment=spy), fake_verdict(), step=7)
+    log_evaluation(SimpleNamespace(experiment=spy), fake_evaluation(), step=7)
     [logged] = spy.logged
     assert logged.pop("trainer/global_step") == 7
-    sets = logged.pop("verdict/sets")
+    sets = logged.pop("evaluation/sets")
     names = [f"{name} (classifier)" for name in ("FID", "FID*", "IS", "precision", "recall")]
     assert sets.columns == ["set", "images", *names]
     rows = {row[0]: row[1:] for row in sets.data}
     assert rows["t1.0@0.25"] == [250, 12.0, 8.1, 5.3, 0.70, 0.38]
     assert rows["held_out"] == [500, 2.1, None, 6.8, 0.74, 0.73]
-    run = logged.pop("verdict/run")
-    assert run.data == [[fake_verdict()["legend"][key]["name"], value] for key, value in RUN.items()]
-    lines = logged.pop("verdict/fid-is").table.data
+    run = logged.pop("evaluation/run")
+    assert run.data == [[fake_evaluation()["legend"][key]["name"], value] for key, value in RUN.items()]
+    lines = logged.pop("evaluation/fid-is").table.data
     assert [[x, y] for x, line, y in lines if line == "FID* (classifier) of t1.0"] == [
         [3.9, 9.0],
         [4.6, 7.4],
@@ -205,7 +205,7 @@ def test_wandb_gets_tables_curves_and_a_summary():
         [6.0, 10.4],
     ]
     assert len(lines) == 16
-    assert {line for _, line, _ in logged.pop("verdict/precision-recall").table.data} == {
+    assert {line for _, line, _ in logged.pop("evaluation/precision-recall").table.data} == {
         "precision (classifier) of all candidates",
         "precision (classifier) of t1.0",
     }
@@ -215,11 +215,11 @@ def test_wandb_gets_tables_curves_and_a_summary():
     assert all(np.isscalar(value) for value in spy.summary.values())
 
 
-def test_a_plain_verdict_has_no_curves():
+def test_a_plain_evaluation_has_no_curves():
     spy = Spy()
-    verdict = fake_verdict(sets=[sample_set("samples", 1.0, 9.0, 8.0, 3.0, 0.5, 0.5)])
-    log_verdict(SimpleNamespace(experiment=spy), verdict, step=0)
-    assert set(spy.logged[0]) == {"verdict/sets", "verdict/run", "trainer/global_step"}
+    evaluation = fake_evaluation(sets=[sample_set("samples", 1.0, 9.0, 8.0, 3.0, 0.5, 0.5)])
+    log_evaluation(SimpleNamespace(experiment=spy), evaluation, step=0)
+    assert set(spy.logged[0]) == {"evaluation/sets", "evaluation/run", "trainer/global_step"}
 
 
 def test_an_offline_run_keeps_pictures_tables_and_curves(tmp_path, monkeypatch):
@@ -229,13 +229,15 @@ def test_an_offline_run_keeps_pictures_tables_and_curves(tmp_path, monkeypatch):
     trainer = SimpleNamespace(
         datamodule=data, default_root_dir=str(tmp_path), global_step=0, is_global_zero=True, loggers=[logger]
     )
-    module = SimpleNamespace(verdict=fake_verdict(), autoencoder_network=None, device=torch.device("cpu"))
-    VerdictPictures().on_test_end(trainer, module)
+    module = SimpleNamespace(
+        evaluation=fake_evaluation(), autoencoder_network=None, device=torch.device("cpu")
+    )
+    EvaluationPictures().on_test_end(trainer, module)
     logger.experiment.finish()
     [media] = (tmp_path / "wandb").glob("offline-run-*/files/media")
-    [sets] = media.glob("table/verdict/sets_*.table.json")
+    [sets] = media.glob("table/evaluation/sets_*.table.json")
     found = json.loads(sets.read_text())
     assert found["columns"][:2] == ["set", "images"]
-    assert [row[0] for row in found["data"]] == [row["key"] for row in fake_verdict()["sets"]]
-    assert list(media.glob("table/verdict/fid-is_table_*.table.json"))
+    assert [row[0] for row in found["data"]] == [row["key"] for row in fake_evaluation()["sets"]]
+    assert list(media.glob("table/evaluation/fid-is_table_*.table.json"))
     assert list(media.glob("images/samples_*.png"))

@@ -1,4 +1,4 @@
-"""What a verdict says it was computed with."""
+"""What an evaluation says it was computed with."""
 
 import platform
 import subprocess

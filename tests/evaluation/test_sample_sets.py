@@ -1,4 +1,4 @@
-"""Every set of a verdict beside its reference: figures by other libraries from the files themselves."""
+"""Every set of an evaluation beside its reference: figures by other libraries from the files themselves."""
 
 import json
 import shutil
@@ -18,8 +18,8 @@ from tests.evaluation.evaluation_run import (
     SIZE,
     by_class,
     data_of,
+    evaluate,
     floats,
-    judge,
     make_run,
     module_of,
     noise,
@@ -51,7 +51,7 @@ def everything(root, **options):
 def report(run, tmp_path_factory):
     root, _ = run
     module = everything(root, keep=str(root / "kept"))
-    return judge(module, data_of(root), tmp_path_factory.mktemp("eval"))
+    return evaluate(module, data_of(root), tmp_path_factory.mktemp("eval"))
 
 
 def stored(images):
@@ -131,7 +131,7 @@ def test_nearest_training_images(run, images, report):
 
 def test_records_are_kept_and_give_the_same_figures(run, report, tmp_path):
     root, _ = run
-    found = judge(everything(root, keep=str(root / "kept"), queries=0), data_of(root), tmp_path)
+    found = evaluate(everything(root, keep=str(root / "kept"), queries=0), data_of(root), tmp_path)
     assert "real" not in found["unreadable"]  # they were not looked at
     assert found["counts"]["real"] == NUM["train"]
     assert found["sets"] == report["sets"]
@@ -159,8 +159,8 @@ def test_records_of_other_images_networks_or_options_are_never_taken(run, report
         shutil.copytree(root / "train", tmp_path / "train")
         data["train"] = str(tmp_path / "train")
         next((tmp_path / "train").rglob("*.png")).write_bytes(png(255 - noise("train")[0]))
-    fresh = judge(everything(root, **options), data_of(root, **data), tmp_path / "fresh")
-    kept = judge(
+    fresh = evaluate(everything(root, **options), data_of(root, **data), tmp_path / "fresh")
+    kept = evaluate(
         everything(root, keep=str(root / "kept"), **options), data_of(root, **data), tmp_path / "kept"
     )
     assert kept["sets"] == fresh["sets"]
@@ -173,13 +173,13 @@ def test_a_damaged_record_is_made_again(run, report, tmp_path, caplog):
     shutil.copytree(root / "kept", tmp_path / "kept")
     for path in (tmp_path / "kept").iterdir():
         path.write_bytes(path.read_bytes()[:-100])
-    found = judge(everything(root, keep=str(tmp_path / "kept")), data_of(root), tmp_path)
+    found = evaluate(everything(root, keep=str(tmp_path / "kept")), data_of(root), tmp_path)
     assert found["sets"] == report["sets"]
     assert "cannot be read" in caplog.text
 
 
 def test_samples_of_others_stand_beside_ours(run, report, tmp_path):
-    """Pictures without labels and an .npz, in one verdict with ours and a critic's fraction of ours."""
+    """Pictures without labels and an .npz, in one evaluation with ours and a best fraction of ours."""
     root, _ = run
     (tmp_path / "flat").mkdir()
     for i, image in enumerate(noise("samples")):
@@ -191,7 +191,7 @@ def test_samples_of_others_stand_beside_ours(run, report, tmp_path):
     (tmp_path / "ours" / "scores.csv").write_text("\n".join(["index,label,critic_log_score", *rows, ""]))
     candidates = {"t0.9": str(tmp_path / "ours"), "flat": str(tmp_path / "flat")}
     options = {"fractions": [1.0, 0.5], "fid_infinity": None}
-    found = judge(everything(root, **options), data_of(root, samples=candidates), tmp_path)
+    found = evaluate(everything(root, **options), data_of(root, samples=candidates), tmp_path)
     keys = [entry["key"] for entry in found["sets"]]
     assert keys == ["t0.9", "t0.9@0.5", "flat", "reconstructions", "held_out"]
     known = row(report, "samples")["figures"]
@@ -203,7 +203,7 @@ def test_samples_of_others_stand_beside_ours(run, report, tmp_path):
     assert {"set": "flat", "metric": "fractions"}.items() <= found["left_out"][-1].items()
     candidates = {"theirs": str(tmp_path / "theirs.npz")}
     options = {"fid_infinity": None, "autoencoder": None}
-    found = judge(everything(root, **options), data_of(root, samples=candidates), tmp_path)
+    found = evaluate(everything(root, **options), data_of(root, samples=candidates), tmp_path)
     for name, value in row(found, "held_out")["figures"].items():
         if name in ("fid_classifier", "precision_classifier", "class_accuracy"):
             assert row(found, "theirs")["figures"][name] == pytest.approx(value, rel=1e-4)

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tests.experiments.real_run import like, real_accuracy, real_run, real_verdict
+from tests.experiments.real_run import like, real_accuracy, real_evaluation, real_run
 
 CLASSES = ["zero", "one", "two"]
 FIGURES = {  # of the run
@@ -22,13 +22,13 @@ FIGURES = {  # of the run
 
 def legend() -> dict[str, dict[str, Any]]:
     """What the job calls its figures."""
-    return real_verdict()["legend"]
+    return real_evaluation()["legend"]
 
 
 def row(key: str, kind: str, num_images: int, shift: float, **figures: Any) -> dict[str, Any]:
     """A set of images; `shift` makes its figures its own."""
     candidate, _, fraction = key.partition("@")
-    rows = real_verdict()["sets"]
+    rows = real_evaluation()["sets"]
     template = next(found for found in rows if found["kind"] == kind)
     written = {
         "fid_classifier": 0.81234 + shift,
@@ -52,9 +52,9 @@ def row(key: str, kind: str, num_images: int, shift: float, **figures: Any) -> d
     )
 
 
-def verdict() -> dict[str, Any]:
+def evaluation() -> dict[str, Any]:
     """The content of a metrics.json."""
-    real = real_verdict()
+    real = real_evaluation()
     sets = [
         row(
             "samples",
@@ -116,21 +116,21 @@ def accuracy(trained_on: str, top1: float) -> dict[str, Any]:
 
 
 def make_run(folder: Path, content: dict[str, Any] | None = None) -> Path:
-    """A whole run in `folder`: verdict, pictures, logs, accuracies.
+    """A whole run in `folder`: evaluation, pictures, logs, accuracies.
 
     Args:
         folder: of the data set's runs; its name is the data set's.
-        content: of eval/metrics.json; `verdict()` if None.
+        content: of eval/metrics.json; `evaluation()` if None.
     """
     shutil.copytree(real_run(), folder)
-    write_json(folder / "eval/metrics.json", content or verdict())
+    write_json(folder / "eval/metrics.json", content or evaluation())
     for stage, top1 in (("cas", 0.8123), ("classifier", 0.9678)):
         write_json(folder / stage / "accuracy.json", accuracy(f"runs/fake/{stage}", top1))
     return folder
 
 
-def write_verdict(folder: Path, content: dict[str, Any]) -> None:
-    """A verdict and its pictures."""
+def write_evaluation(folder: Path, content: dict[str, Any]) -> None:
+    """An evaluation and its pictures."""
     shutil.copytree(real_run() / "eval", folder)
     write_json(folder / "metrics.json", content)
 

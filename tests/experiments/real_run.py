@@ -17,7 +17,7 @@ from tests.quiet import quiet_trainer
 from tests.sample_job import run as predict
 from vqvae2.data.images import ImageDataModule
 from vqvae2.data.latent_module import LatentDataModule
-from vqvae2.evaluation.pictures import VerdictPictures
+from vqvae2.evaluation.pictures import EvaluationPictures
 from vqvae2.jobs.prompts import PromptRequests
 from vqvae2.jobs.requests import SampleRequests
 from vqvae2.jobs.sample import SampleModule
@@ -48,7 +48,7 @@ def real_run() -> Path:
     return run
 
 
-def real_verdict() -> dict[str, Any]:
+def real_evaluation() -> dict[str, Any]:
     """The content of its metrics.json."""
     return _read("eval/metrics.json")
 
@@ -92,7 +92,7 @@ def _fill(inputs: Path, run: Path) -> None:
         nearest=2,
         fractions=[1.0, 0.5],
     )
-    trainer = _trainer(run / "eval", VerdictPictures(rows=2), max_steps=-1)
+    trainer = _trainer(run / "eval", EvaluationPictures(rows=2), max_steps=-1)
     trainer.test(module, data_of(inputs), verbose=False)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.experiments.fake_run import legend, make_run, row, verdict
+from tests.experiments.fake_run import evaluation, legend, make_run, row
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 REQUIRED = os.environ.get("VQVAE2_BROWSER_REQUIRED") == "1"
@@ -85,8 +85,8 @@ def browser():
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> Path:
-    """With long names, and as many sets and figures as a large verdict has."""
-    content = verdict()
+    """With long names, and as many sets and figures as a large evaluation has."""
+    content = evaluation()
     content["legend"] |= legend()
     more = {"density_classifier": 1.5, "coverage_classifier": 0.5}
     content["sets"] += [
@@ -186,7 +186,7 @@ def test_light_is_light_and_dark_is_dark(view, tmp_path):
 
 
 def test_paper_is_white_and_wide_enough(view):
-    """Printed, wherever it is read: the verdict's table fits, whatever the scheme."""
+    """Printed, wherever it is read: the evaluation's table fits, whatever the scheme."""
     screen = view.page.viewport_size
     view.page.emulate_media(media="print")
     view.page.set_viewport_size({"width": 794, "height": 1123})  # A4

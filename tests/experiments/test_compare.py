@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.checkpoints import latent_spec, save_autoencoder
-from tests.experiments.fake_run import legend, make_run, verdict, write_json
+from tests.experiments.fake_run import evaluation, legend, make_run, write_json
 from tests.experiments.test_report import DASH, Page, close
 from vqvae2.data.latents import Manifest, write_manifest
 from vqvae2.runs.loggers import MetricsFile
@@ -62,7 +62,7 @@ def write_config(stage: Path, *, written: str, change=lambda config: None, named
 def two_runs(folder: Path) -> tuple[Path, Path]:
     """Whole ones whose figures differ."""
     a, b = make_run(folder / "a"), folder / "b"
-    other = verdict()
+    other = evaluation()
     other["figures"] = other["figures"] | {"mse_val": 0.0333}
     other["sets"][0]["figures"]["fid_classifier"] = 1.5
     make_run(b, other)
@@ -168,7 +168,7 @@ def test_figures_of_different_networks_come_with_a_warning(compared, tmp_path):
     a, b = two_runs(tmp_path)
     page, _ = compared(a, b)
     assert "cannot be compared" not in page.text
-    other = copy.deepcopy(verdict())
+    other = copy.deepcopy(evaluation())
     other["networks"]["distance"]["fingerprint"] = "f" * 64
     write_json(b / "eval/metrics.json", other)
     page, printed = compared(a, b)

@@ -15,18 +15,32 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from tests.checkpoints import PRIOR
-from tests.experiments.fake_verdict import fake_verdict
+from tests.experiments.fake_evaluation import fake_evaluation
 from tests.quiet import quiet_trainer
 from tests.training.training_run import autoencoder_module
 from vqvae2.data.images import ImageDataModule
 from vqvae2.data.latents import LatentBatch, LatentSpec, Level
-from vqvae2.evaluation.pictures import NEIGHBOURS, log_verdict
+from vqvae2.evaluation.pictures import NEIGHBOURS, log_evaluation
 from vqvae2.runs.health import Health
 from vqvae2.runs.previews import ReconstructionGrid, SampleGrid
 from vqvae2.runs.throughput import Throughput
 from vqvae2.training.classifier import ClassifierModule
+from vqvae2.training.hr_vqvae import HRVQVAEModule
 from vqvae2.training.pixelsnail import TopPriorModule
 from vqvae2.training.schedules import Constant
+
+RESIDUAL = {
+    "beta": 0.25,
+    "factor": 2,
+    "hidden": 4,
+    "residual": 2,
+    "residual_blocks": 1,
+    "branch": 2,
+    "depth": 3,
+    "code_dim": 2,
+    "decay": 0.9,
+    "eps": 1e-5,
+}
 
 
 @pytest.fixture
@@ -62,7 +76,7 @@ class Codes(L.LightningDataModule):
 
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory):
-    """The names of all that training runs log, of three levels and more than five classes."""
+    """The names of all that training runs log, of three levels, of a tree too, and more than five classes."""
     root = tmp_path_factory.mktemp("images")
     for i in range(28):
         (root / f"class{i % 7}").mkdir(exist_ok=True)
@@ -73,6 +87,7 @@ def logged(tmp_path_factory):
     narrow = {"widths": [4], "blocks": 1}
     runs = [
         (autoencoder_module(num_levels=3), images),
+        (HRVQVAEModule(**options, **RESIDUAL), images),
         (TopPriorModule(**options, output_layers=0, **PRIOR), Codes()),
         (ClassifierModule(**options, **narrow), images),
         (ClassifierModule(**options, **narrow, optimizer="sgd"), images),
@@ -93,9 +108,9 @@ def logged(tmp_path_factory):
 
 @pytest.fixture
 def sent():
-    """What a verdict sends to W&B beside its figures, and the names of its figures."""
+    """What an evaluation sends to W&B beside its figures, and the names of its figures."""
     spy = SimpleNamespace(log=lambda values: spy.values.update(values), values={}, summary={})
-    log_verdict(SimpleNamespace(experiment=spy), fake_verdict(), step=0)
+    log_evaluation(SimpleNamespace(experiment=spy), fake_evaluation(), step=0)
     return spy
 
 
@@ -116,7 +131,7 @@ def test_every_line_of_training_is_logged_by_a_module(dashboard, logged):
     assert names - logged == set()
 
 
-def test_patterns_find_the_figures_of_verdicts_and_no_others(dashboard, sent):
+def test_patterns_find_the_figures_of_evaluations_and_no_others(dashboard, sent):
     patterns = [
         panel.metric_regex
         for panel in panels(dashboard.dashboard("p", "e"), "LinePlot")
@@ -211,8 +226,8 @@ def test_printed_it_is_the_json_that_would_be_sent(dashboard, saved, monkeypatch
         "autoencoder",
         "priors",
         "classifiers",
-        "verdict: figures",
-        "verdict: tables, curves, pictures",
+        "evaluation: figures",
+        "evaluation: tables, curves, pictures",
         "speed, memory, gradient, learning rate",
     ]
     assert all(section["panels"] for section in sections)

@@ -9,8 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.experiments.fake_run import accuracy, legend, make_run, row, verdict, write_json, write_verdict
-from tests.experiments.real_run import real_run, real_verdict
+from tests.experiments.fake_run import (
+    accuracy,
+    evaluation,
+    legend,
+    make_run,
+    row,
+    write_evaluation,
+    write_json,
+)
+from tests.experiments.real_run import real_evaluation, real_run
 
 DASH = "\N{EN DASH}"
 VOID = {"img", "meta", "wbr"}
@@ -129,7 +137,7 @@ def test_every_figure_of_every_set_stands_in_its_row_and_column(made, tmp_path):
     quality = page.table("Each set of images")
     assert len(quality) == 4
     checked = 0
-    for found in verdict()["sets"]:
+    for found in evaluation()["sets"]:
         figures = found["figures"]
         assert cell(quality, NAMES[found["key"]], "images") == f"{found['num_images']:,}"
         for key in figures.keys() - {"is_std_classifier", "class_accuracy_by_class"}:
@@ -144,11 +152,11 @@ def test_every_figure_of_every_set_stands_in_its_row_and_column(made, tmp_path):
         assert figure == pytest.approx(values(line)[0], rel=1e-3)
 
 
-def test_a_verdict_as_it_was_written_has_every_figure_on_the_page(made, tmp_path):
+def test_a_evaluation_as_it_was_written_has_every_figure_on_the_page(made, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(real_run(), run)
     page, printed = made(run)
-    content, quality = real_verdict(), page.table("Each set of images")
+    content, quality = real_evaluation(), page.table("Each set of images")
     checked = 0
     for found in content["sets"]:
         name = found["key"].replace("_", " ").replace("held out", "held-out images").partition("@")[0]
@@ -227,7 +235,7 @@ def test_the_papers_figures_are_those_that_it_prints(report):
 
 
 def test_only_the_best_of_the_samples_is_marked(made, tmp_path):
-    content = verdict()
+    content = evaluation()
     content["sets"][2]["figures"]["class_accuracy"] = 0.8765  # held-out images, as good as the best samples
     page, _ = made(make_run(tmp_path / "fake", content))
     assert page.strong.count("0.8765 (best)") == 1
@@ -235,7 +243,7 @@ def test_only_the_best_of_the_samples_is_marked(made, tmp_path):
     # FID and IS of the best quarter, accuracy of all; held-out images are better, but not in the contest.
     assert {0.6023, 4.652, 0.8765} <= best
     assert not {0.3123, 4.942, 0.8671} & best
-    alone = verdict()
+    alone = evaluation()
     alone["sets"] = [found for found in alone["sets"] if found["key"] != "samples@0.25"]
     page, _ = made(make_run(tmp_path / "alone", alone))
     assert not [text for text in page.strong if text.endswith("(best)")]
@@ -251,9 +259,9 @@ def test_what_was_left_out_says_why(made, tmp_path):
 
 
 def test_sizes_of_images_are_height_and_width(made, tmp_path):
-    """Verdicts hold one number where both are the same."""
+    """Evaluations hold one number where both are the same."""
     for size, wanted in ((32, "32 x 32, grey"), ([192, 320], "192 x 320, grey")):
-        content = verdict()
+        content = evaluation()
         content["inputs"]["image_size"] = size
         folder = make_run(tmp_path / f"{size}")
         write_json(folder / "eval/metrics.json", content)
@@ -310,29 +318,29 @@ def test_missing_stages_are_named_with_their_command(made, tmp_path):
 
 
 def test_a_run_without_samples_has_a_page(made, tmp_path):
-    content = verdict() | {"sets": [], "left_out": [], "neighbours": [], "notes": []}
+    content = evaluation() | {"sets": [], "left_out": [], "neighbours": [], "notes": []}
     page, _ = made(make_run(tmp_path / "fake", content))
-    assert "No samples were judged" in page.text
+    assert "No samples were evaluated" in page.text
     assert "Every figure was computed" in page.text
     assert close(cell(page.tables[0], "NLL top", "held out"), 2.13728)
 
 
-def test_verdicts_by_the_same_judge_share_a_table(made, tmp_path):
+def test_evaluations_by_the_same_networks_share_a_table(made, tmp_path):
     run = make_run(tmp_path / "fake")
-    other = verdict()
+    other = evaluation()
     other["sets"] = [row("biggan", "samples", 1000, -0.3), *other["sets"][2:]]
-    write_verdict(run / "eval_biggan", other)
+    write_evaluation(run / "eval_biggan", other)
     page, _ = made(run, "--eval", "eval", "eval_biggan")
     assert list(map(len, page.tables))[:1] == [5]  # the held-out images and reconstructions once
     assert close(cell(page.tables[0], "biggan", "FID\xa0"), 0.51234)
     assert "0.5123 (best)" in page.strong
 
 
-def test_verdicts_by_different_judges_do_not_share_a_table(made, tmp_path):
+def test_evaluations_by_different_networks_do_not_share_a_table(made, tmp_path):
     run = make_run(tmp_path / "fake")
-    other = verdict()
+    other = evaluation()
     other["networks"]["distance"]["fingerprint"] = "another"
-    write_verdict(tmp_path / "elsewhere", other)
+    write_evaluation(tmp_path / "elsewhere", other)
     page, _ = made(run, "--eval", "eval", str(tmp_path / "elsewhere"))
     assert list(map(len, page.tables))[:2] == [4, 4]
     assert "compare within one only" in page.text
@@ -341,7 +349,7 @@ def test_verdicts_by_different_judges_do_not_share_a_table(made, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "does not exist. Judge the samples first: make eval-fid CONFIG=fake"),
+        (None, "does not exist. Evaluate the samples first: make eval-fid CONFIG=fake"),
         (
             {"metrics": {}, "names": {}},
             "has the format None, wanted vqvae2-verdict-2.*make eval-fid CONFIG=fake",
@@ -349,7 +357,7 @@ def test_verdicts_by_different_judges_do_not_share_a_table(made, tmp_path):
         ([], "has the format None"),
     ],
 )
-def test_a_missing_or_older_verdict_is_refused(made, tmp_path, content, message):
+def test_a_missing_or_older_evaluation_is_refused(made, tmp_path, content, message):
     run = tmp_path / "fake"
     run.mkdir()
     if content is not None:
@@ -364,7 +372,7 @@ def test_a_cut_file_and_an_older_accuracy_are_refused(made, tmp_path):
     write_json(run / "cas/accuracy.json", accuracy("x", 0.5) | {"format": "older"})
     with pytest.raises(SystemExit, match=r"accuracy\.json has the format older"):
         made(run)
-    (run / "eval/metrics.json").write_text(json.dumps(verdict())[:100])
+    (run / "eval/metrics.json").write_text(json.dumps(evaluation())[:100])
     with pytest.raises(SystemExit, match=r"metrics\.json cannot be read"):
         made(run)
 
@@ -388,3 +396,11 @@ def test_the_latest_picture_of_each_candidate_is_shown(made, tmp_path):
         "Grid of samples, t0.8",
         "Grid of samples, t1.0",
     ]
+
+
+def test_a_prior_over_paths_has_a_curve_of_its_own(experiment, tmp_path):
+    for prior in ("top", "path"):
+        (tmp_path / prior).mkdir()
+        (tmp_path / prior / "metrics.csv").write_text("step,train/nll_nats,val/nll_nats\n1,3,4\n2,2,3\n")
+    chart = experiment("report_parts").prior_curves(tmp_path)
+    assert all(f"{prior}, {part}" in chart for prior in ("top", "path") for part in ("train", "held out"))

@@ -11,14 +11,14 @@ import torch
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from tests.experiments.fake_verdict import RUN, fake_verdict, sample_set, sets
+from tests.experiments.fake_evaluation import RUN, fake_evaluation, sample_set, sets
 
 ROOT = Path(__file__).parents[2]
 
 
 def write(folder, **changes):
     folder.mkdir(parents=True)
-    (folder / "metrics.json").write_text(json.dumps(fake_verdict(**changes)))
+    (folder / "metrics.json").write_text(json.dumps(fake_evaluation(**changes)))
     return folder
 
 
@@ -51,15 +51,15 @@ def test_table_1_puts_any_number_of_levels_beside_the_papers(experiment, tmp_pat
 
 
 def test_plain_columns_are_aligned(experiment, capsys):
-    experiment("verdicts").print_table([["", "a", "long"], ["name", "1.25", "2"]])
+    experiment("evaluations").print_table([["", "a", "long"], ["name", "1.25", "2"]])
     assert capsys.readouterr().out == "         a  long\nname  1.25     2\n"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (None, "holds no metrics.json. Judge the run first: make eval-fid CONFIG=demo"),
-        ({"format": "old"}, "no verdict of the format vqvae2-verdict-2"),
+        (None, "holds no metrics.json. Evaluate the run first: make eval-fid CONFIG=demo"),
+        ({"format": "old"}, "no evaluation of the format vqvae2-verdict-2"),
         ({"figures": {"usage_top": 1}}, "neither likelihoods nor errors"),
     ],
 )
@@ -72,7 +72,7 @@ def test_what_holds_no_table_is_refused(experiment, tmp_path, monkeypatch, chang
 
 @pytest.fixture
 def jobs(monkeypatch):
-    """Commands that are run, which leave a verdict where they are told to."""
+    """Commands that are run, which leave an evaluation where they are told to."""
     ran = []
 
     def spy(command, check):
@@ -93,7 +93,9 @@ def in_clone(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_figure_7_draws_at_each_temperature_and_judges_once(experiment, jobs, in_clone, monkeypatch, capsys):
+def test_figure_7_draws_at_each_temperature_and_evaluates_once(
+    experiment, jobs, in_clone, monkeypatch, capsys
+):
     extra = ["--sample-options", "--data.per_class 7", "--eval-options", "--model.samples_each 5"]
     fractions = ["--fractions", "1", "0.5"]
     run(monkeypatch, experiment("figure7"), "demo", "--temperatures", "0.7", "0.9,1.0", *fractions, *extra)
@@ -103,9 +105,9 @@ def test_figure_7_draws_at_each_temperature_and_judges_once(experiment, jobs, in
         drawn.append(["predict", "-c", "configs/demo_sample.yaml", "--model.temperatures", levels])
         drawn[-1] += ["--trainer.default_root_dir", place, "--trainer.callbacks.init_args.folder", place]
         drawn[-1] += ["--data.per_class", "7"]
-    judged = ["test", "-c", "configs/demo_eval.yaml", "--data.samples", json.dumps(places)]
-    judged += ["--trainer.default_root_dir", "runs/demo/figure7/eval", "--model.fractions", "[1.0, 0.5]"]
-    assert jobs == [*drawn, [*judged, "--model.samples_each", "5"]]
+    evaluated = ["test", "-c", "configs/demo_eval.yaml", "--data.samples", json.dumps(places)]
+    evaluated += ["--trainer.default_root_dir", "runs/demo/figure7/eval", "--model.fractions", "[1.0, 0.5]"]
+    assert jobs == [*drawn, [*evaluated, "--model.samples_each", "5"]]
     assert Image.open("runs/demo/figure7/figure7.png").width > 1000
     printed = capsys.readouterr().out
     assert "The paper's FID" in printed
@@ -176,10 +178,10 @@ def drawn_lines(axes):
 
 def test_figure_7_has_both_curves_and_the_real_images(experiment, axes):
     shuffled = [sets()[3], sets()[0], sets()[2], sets()[1], *sets()[4:]]
-    experiment("figure7").draw(axes, fake_verdict(sets=shuffled), "is", "fid", filled=True, prefix="FID, ")
+    experiment("figure7").draw(axes, fake_evaluation(sets=shuffled), "is", "fid", filled=True, prefix="FID, ")
     assert drawn_lines(axes) == {
         "FID, temperatures": [(3.1, 24.0), (3.6, 18.0), (4.0, 14.5), (3.9, 15.5)],
-        "FID, the critic's best of t1.0": [(3.9, 15.5), (4.6, 12.5), (5.3, 12.0), (6.0, 13.5)],
+        "FID, best fractions of t1.0": [(3.9, 15.5), (4.6, 12.5), (5.3, 12.0), (6.0, 13.5)],
         "FID, held-out originals": [(6.8, 2.1)],
         "FID, their reconstructions": [(5.6, 9.8)],
     }
@@ -195,13 +197,15 @@ def test_other_samples_lie_on_no_curve(experiment, axes):
         sample_set("samples", 0.5, 8.0, None, 4.0, 0.6, 0.5),
         sample_set("biggan", 1.0, 7.0, None, 5.0, 0.9, 0.3),
     ]
-    experiment("figure7").draw(axes, fake_verdict(sets=sets), "recall", "precision", filled=True, prefix="")
+    experiment("figure7").draw(
+        axes, fake_evaluation(sets=sets), "recall", "precision", filled=True, prefix=""
+    )
     lines = list(drawn_lines(axes).values())
     assert lines == [[(0.6, 0.5), (0.5, 0.6)], [(0.3, 0.9)]]
     assert [text.get_text() for text in axes.texts] == ["100%", "50%", "biggan"]
 
 
-def test_only_plot_draws_any_verdict_and_runs_nothing(experiment, jobs, tmp_path, monkeypatch, capsys):
+def test_only_plot_draws_any_evaluation_and_runs_nothing(experiment, jobs, tmp_path, monkeypatch, capsys):
     folder = write(tmp_path / "demo" / "eval")
     run(monkeypatch, experiment("figure7"), "--only-plot", folder)
     assert jobs == []
@@ -214,7 +218,7 @@ def test_only_plot_draws_any_verdict_and_runs_nothing(experiment, jobs, tmp_path
     assert table[6].split() == ["t1.0@0.25", "250", "12", "8.1", "5.3", "0.7", "0.38"]
 
 
-def test_a_verdict_without_such_figures_is_refused(experiment, tmp_path, monkeypatch):
+def test_a_evaluation_without_such_figures_is_refused(experiment, tmp_path, monkeypatch):
     folder = write(tmp_path / "eval", sets=sets()[-1:])
     with pytest.raises(SystemExit, match="neither FID and IS nor precision and recall"):
         run(monkeypatch, experiment("figure7"), "--only-plot", folder)

@@ -131,16 +131,16 @@ def test_priors_of_other_classes_do_not_make_a_chain(tmp_path):
     assert SampleModule(priors=[old, same], **options).classes == tuple(PETS)
 
 
-def test_a_critic_of_other_classes_is_refused(tmp_path):
+def test_a_rejection_classifier_of_other_classes_is_refused(tmp_path):
     _, autoencoder, priors = save_chain(tmp_path, classes=PETS)
     options = {"autoencoder": autoencoder, "priors": priors, "temperatures": [1.0, 1.0]}
     network = {"num_classes": 3, "channels": 1, "architecture": "small", "widths": [4], "blocks": 1}
     for name, classes in (("same", ["cat", "dog", DECOMPOSED]), ("other", PETS[::-1])):
         facts = {"network": network, "image_size": IMAGE_SIZE, "classes": classes}
         save(tmp_path / f"{name}.ckpt", Classifier(**network), kind="classifier", **facts)
-    SampleModule(critic=str(tmp_path / "same.ckpt"), **options)
+    SampleModule(rejection_classifier=str(tmp_path / "same.ckpt"), **options)
     with pytest.raises(ValueError, match=r"other.ckpt was trained on the classes école, dog, cat"):
-        SampleModule(critic=str(tmp_path / "other.ckpt"), **options)
+        SampleModule(rejection_classifier=str(tmp_path / "other.ckpt"), **options)
 
 
 SPEC = LatentSpec((Level("top", 4, 4, 7),), 3, "a1" * 32)

@@ -93,7 +93,7 @@ def test_the_command_shows_images_a_second_and_the_time_left(tmp_path, monkeypat
     assert re.search(r" 5/12 \[00:00<\?", shown)
     assert re.search(r"100%.* 12/12 \[\d\d:\d\d<00:00, +\d+\.\d+ images/s\]", shown)
     assert "Wrote 7 samples" in shown
-    assert "beside 5 samples from before: run" in shown
+    assert "in addition to 5 samples from before: run" in shown
     cli.main(["predict", "-c", "job.yaml"])
     shown = capsys.readouterr().out
     assert "run is finished: 12 samples" in shown

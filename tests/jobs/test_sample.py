@@ -48,7 +48,7 @@ def test_samples_are_the_decoded_codes_of_the_classes_asked_for(tmp_path):
             assert facts["nll_nats"][("top", "bottom")[level]] == pytest.approx(nll.item(), rel=1e-5)
 
 
-def test_the_folder_describes_itself_and_can_be_judged(tmp_path):
+def test_the_folder_describes_itself_and_can_be_evaluated(tmp_path):
     network, autoencoder, priors = save_chain(tmp_path)
     folder = sample(tmp_path / "samples", autoencoder, priors)
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -160,7 +160,7 @@ def test_counts_that_make_no_request_are_refused():
     wrong = [
         ({"per_class": {3: 0}}, "per_class 3 is 0, wanted at least 1"),
         ({"per_class": {}}, "per_class is empty"),
-        ({"per_class": {3: 1}, "classes": [3]}, "per_class names the classes and classes does too"),
+        ({"per_class": {3: 1}, "classes": [3]}, "per_class and classes both name classes"),
         ({"per_class": 2, "classes": [3, 3]}, "wanted each once"),
     ]
     for options, message in wrong:
@@ -168,7 +168,7 @@ def test_counts_that_make_no_request_are_refused():
             SampleRequests(batch_size=1, **options)
     with pytest.raises(ValueError, match="no class 10: the priors know 0 to 9"):
         pattern({3: 1, 10: 1})
-    with pytest.raises(ValueError, match="asked of priors without classes"):
+    with pytest.raises(ValueError, match="asked for, but the priors have no classes"):
         pattern({3: 1}, num_classes=0)
 
 
@@ -194,12 +194,12 @@ def test_what_is_approximate_says_so(tmp_path, capsys):
     assert not json.loads((exact / "manifest.json").read_text())["approximate"]
 
 
-def save_critic(path, num_classes=3, image_size=IMAGE_SIZE):
+def save_classifier(path, num_classes=3, image_size=IMAGE_SIZE):
     torch.manual_seed(1)
     options = {"num_classes": num_classes, "channels": 1, "architecture": "small", "widths": [4], "blocks": 1}
-    critic = Classifier(**options).eval()
+    classifier = Classifier(**options).eval()
     facts = {"image_size": image_size, "classes": [str(label) for label in range(num_classes)]}
-    return save(path, critic, kind="classifier", network=options, **facts), critic
+    return save(path, classifier, kind="classifier", network=options, **facts), classifier
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed"])
@@ -207,8 +207,8 @@ def save_critic(path, num_classes=3, image_size=IMAGE_SIZE):
 def test_scores_are_those_of_the_stored_images_and_classes(tmp_path, precision):
     """In float32, however the samples were made."""
     _, autoencoder, priors = save_chain(tmp_path)
-    path, critic = save_critic(tmp_path / "critic.ckpt")
-    folder = sample(tmp_path / "samples", autoencoder, priors, critic=path, precision=precision)
+    path, classifier = save_classifier(tmp_path / "scorer.ckpt")
+    folder = sample(tmp_path / "samples", autoencoder, priors, rejection_classifier=path, precision=precision)
     with (folder / "scores.csv").open() as file:
         table = list(csv.DictReader(file))
     samples = read(folder)
@@ -217,7 +217,7 @@ def test_scores_are_those_of_the_stored_images_and_classes(tmp_path, precision):
         facts = json.loads(members["json"])
         image = torch.from_numpy(np.array(Image.open(io.BytesIO(members["png"])), np.float32) / 127.5 - 1)
         label = int(members["cls"])
-        score = critic(image[None, None]).log_softmax(1)[0, label].item()
+        score = classifier(image[None, None]).log_softmax(1)[0, label].item()
         assert facts["critic_log_score"] == pytest.approx(score, abs=1e-5)
         assert (int(row["index"]), int(row["label"])) == (int(key), label)
         assert float(row["critic_log_score"]) == facts["critic_log_score"]
@@ -226,12 +226,12 @@ def test_scores_are_those_of_the_stored_images_and_classes(tmp_path, precision):
     assert json.loads((folder / "manifest.json").read_text())["critic"] == path
 
 
-def test_critics_of_other_classes_or_sizes_are_refused(tmp_path):
+def test_rejection_classifiers_of_other_classes_or_sizes_are_refused(tmp_path):
     _, autoencoder, priors = save_chain(tmp_path)
     for options, message in ({"num_classes": 4}, "num_classes 4"), ({"image_size": 24}, "image_size 24"):
-        path, _ = save_critic(tmp_path / "critic.ckpt", **options)
-        with pytest.raises(ValueError, match=f"critic.ckpt was trained for .*{message}"):
-            sample(tmp_path / "samples", autoencoder, priors, critic=path)
+        path, _ = save_classifier(tmp_path / "scorer.ckpt", **options)
+        with pytest.raises(ValueError, match=f"scorer.ckpt was trained for .*{message}"):
+            sample(tmp_path / "samples", autoencoder, priors, rejection_classifier=path)
 
 
 def out_of_memory_on_a_gpu():

@@ -50,8 +50,8 @@ def no_network(monkeypatch, tmp_path):
 )
 def test_weights_that_cannot_be_downloaded_name_the_file_and_the_option(no_network, tmp_path, name, file):
     message = (
-        rf"weights of '{name}' cannot be downloaded \(.*not known.*\)\. Get \S*{file} .*file as "
-        r"model\.init_args\.manifold_weights, or .*model\.init_args\.manifold_features=classifier"
+        rf"weights of '{name}' cannot be downloaded \(.*not known.*\)\. Download \S*{file} .*file as "
+        r"model\.init_args\.manifold_weights\. Or .*model\.init_args\.manifold_features=classifier"
     )
     with pytest.raises(ValueError, match=message):
         FeatureNetwork(name, option="manifold_weights")

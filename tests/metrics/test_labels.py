@@ -16,7 +16,12 @@ from vqvae2.metrics.labels import INCEPTION, METRICS, VGG, metric_key, metric_la
         ("precision", VGG, "precision", "precision"),
         ("coverage", INCEPTION, "coverage_inception_v3_compat", "coverage (inception-v3-compat)"),
         ("class_accuracy", "classifier", "class_accuracy", "recognised as their class"),
-        ("critic_log_score", INCEPTION, "critic_log_score", "mean of the critic's log scores, nats"),
+        (
+            "critic_log_score",
+            INCEPTION,
+            "critic_log_score",
+            "mean log score by the rejection classifier, nats",
+        ),
     ],
 )
 def test_keys_and_labels(metric, network, key, label):

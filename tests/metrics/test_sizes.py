@@ -17,8 +17,8 @@ def test_each_that_is_smaller_is_said_in_one_line():
     found, notes = fitted(AUTO, samples=300, sets=[42, 1], real=378)
     assert found == Wanted(10, KernelSubsets(100, 42), InfinitySizes(15, 60, 300), Neighbourhoods(3, 5))
     assert notes == [
-        "images in a subset of KID: 42, not 1,000, as there are no more images.",
-        "samples of FID-infinity: 300, not 50,000, as there are no more images.",
+        "images in a subset of KID: 42, not 1,000, because there are not more images.",
+        "samples of FID-infinity: 300, not 50,000, because there are not more images.",
     ]
     found, notes = fitted(AUTO, samples=4, sets=[], real=90)
     assert found == Wanted(4, KernelSubsets(100, 4), InfinitySizes(15, 2, 4), Neighbourhoods(3, 3))

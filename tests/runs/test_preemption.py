@@ -202,7 +202,7 @@ def test_a_job_that_completes_itself_ends_at_once_and_is_queued_again(tmp_path, 
     asked = tmp_path / "asked"
     fake_scontrol(tmp_path, monkeypatch, f'echo "$@" >> {asked}')
     monkeypatch.setenv("SLURM_JOB_ID", "21")
-    stays = r"SIGUSR1; what is written stays.*SLURM job 21 is queued again"
+    stays = r"SIGUSR1; finished files are kept.*SLURM job 21 is queued again"
     with StopRequest().at_hand(), pytest.raises(Stopped, match=stays) as stop:
         os.kill(os.getpid(), signal.SIGUSR1)
     assert stop.value.status == RESUMABLE
@@ -255,7 +255,7 @@ def test_a_signal_ends_a_job_that_writes_files_at_once_and_leaves_whole_ones(tmp
     status = INTERRUPTED if ctrl_c else RESUMABLE
     assert run(folder, verb="predict", ranks=ranks, before=before) == [status] * ranks, said(folder)
     name = "Ctrl-C" if ctrl_c else "SIGTERM"
-    message = f"stopped by {name}; what is written stays. The same command goes on from there."
+    message = f"stopped by {name}; finished files are kept. The same command goes on from there."
     assert said(folder).endswith(message)
     assert "Traceback" not in said(folder)
     assert not list(folder.rglob("*.part")) + list(folder.rglob("*.lock"))
@@ -304,7 +304,7 @@ def test_a_signal_ends_a_test_at_once(tmp_path):
     for signum, status in ((signal.SIGTERM, RESUMABLE), (signal.SIGINT, INTERRUPTED)):
         before = hangs_at(FakeModule, "test_step", 2, signum)
         assert run(tmp_path, verb="test", before=before) == [status], said(tmp_path)
-        assert said(tmp_path).endswith("what is written stays. The same command goes on from there.")
+        assert said(tmp_path).endswith("finished files are kept. The same command goes on from there.")
 
 
 def test_jobs_of_an_array_are_named_by_their_task_and_failures_are_said(tmp_path, monkeypatch):

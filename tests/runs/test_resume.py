@@ -23,17 +23,24 @@ MOMENTS = [  # in a step; with a checkpoint written and not renamed; not yet syn
     *((os, "fsync", call) for call in (1, 3)),
     *((MetricsFile, "log_metrics", call) for call in (3, 6, 8)),
 ]
+TOKENIZERS = {
+    "autoencoder": fit_runs.autoencoder(revive_below=0.02, level_dropout=0.5, codebook_init="data"),
+    "hr": fit_runs.hr_vqvae(revive_below=0.02),
+}
+PRIORS = {
+    "prior": fit_runs.top_prior(dropout=0.3),
+    "path": fit_runs.path_prior(level="mid", depth=2, dropout=0.3),
+}
 OFTEN = ("--checkpoint.every_steps", "3")
 
 
 def job(folder: Path, what: str, images: Path, latents: str, **trainer) -> Path:
     """A folder with `job.yaml`, of a run that draws at random wherever it can."""
     folder.mkdir()
-    if what == "autoencoder":
-        model = fit_runs.autoencoder(revive_below=0.02, level_dropout=0.5, codebook_init="data")
-        data = fit_runs.image_data(images, augment={"flip": True})
+    if what in TOKENIZERS:
+        model, data = TOKENIZERS[what], fit_runs.image_data(images, augment={"flip": True})
     else:
-        model, data = fit_runs.top_prior(dropout=0.3), fit_runs.latent_data(latents)
+        model, data = PRIORS[what], fit_runs.latent_data(latents)
     write_config(folder / "job.yaml", model=model, data=data, **trainer)
     return folder
 
@@ -52,7 +59,9 @@ def killed_and_done(folder: Path, moments: list, *, ranks: int = 1) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "ranks", "kills"), [("autoencoder", 1, 5), ("prior", 1, 3), ("prior", 2, 1)], ids=str
+    ("what", "ranks", "kills"),
+    [("autoencoder", 1, 5), ("prior", 1, 3), ("prior", 2, 1), ("hr", 1, 3), ("path", 1, 2)],
+    ids=str,
 )
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path, images, latents, what, ranks, kills):
     whole, killed = (job(tmp_path / name, what, images, latents) for name in ("whole", "killed"))
@@ -126,7 +135,7 @@ def go_on(trained, tmp_path, monkeypatch, capsys, caplog):
 REFUSED = [
     ("prior", ("--data.batch_size", "5"), "data.batch_size was 4, is 5 (some samples of this epoch would"),
     ("prior", ("--data.seed", "1"), "data.seed was 0, is 1 (the order of the samples"),
-    ("prior", ("--seed_everything", "3"), "seed_everything was 0, is 3 (other numbers"),
+    ("prior", ("--seed_everything", "3"), "seed_everything was 0, is 3 (the random numbers"),
     ("prior", ("--trainer.precision", "bf16-mixed"), "trainer.precision was '32-true', is 'bf16-mixed'"),
     ("prior", ("--trainer.accumulate_grad_batches", "2"), "accumulate_grad_batches was 1, is 2"),
     ("prior", ("--model.polyak", "0.25"), "model.polyak was 0.5, is 0.25"),
@@ -148,7 +157,7 @@ def test_another_run_is_refused_with_both_values(go_on, what, args, reason):
 def test_another_dataset_is_refused_and_the_same_one_elsewhere_is_not(go_on, images, tmp_path):
     args = ("autoencoder", "--trainer.max_steps", "13", "--data.train")
     shutil.copytree(images / "train", tmp_path / "elsewhere/train")
-    with pytest.warns(UserWarning, match=r"data lie elsewhere now, .*: \S+/elsewhere/train \(before: "):
+    with pytest.warns(UserWarning, match=r"data are in another place now; .*: "):
         status, message = go_on(*args, str(tmp_path / "elsewhere/train"))
     assert (status, "nothing is left to do" in message) == (0, True)
     (tmp_path / "elsewhere/train/00.png").unlink()
@@ -186,7 +195,7 @@ def test_a_checkpoint_from_before_contents_were_kept_goes_on(go_on, images, tmp_
 @pytest.mark.parametrize("args", [("--model.hidden", "16"), ("--model.dropout", "0.5")])
 def test_another_network_is_refused_whatever_is_allowed(go_on, args):
     status, message = go_on("prior", *args, "--allow_inexact_resume", "true")
-    assert (status, "run/last.ckpt is of another network: " in message) == (1, True)
+    assert (status, "run/last.ckpt holds another network: " in message) == (1, True)
 
 
 def test_what_is_not_exact_can_be_accepted_and_is_said(go_on):

@@ -213,11 +213,11 @@ def test_disabled_wandb_leaves_nothing(tmp_path, no_account, monkeypatch):
 @pytest.mark.parametrize(
     ("key", "reason"),
     [
-        ("paste-your-key-here", "W&B takes the key for none .*40"),
-        ("x" * 39, "W&B takes the key for none .*40"),
-        ("<your key of 40 letters> " * 3 + "<your key>", "W&B takes the key for none"),
+        ("paste-your-key-here", "W&B does not accept the key .*40"),
+        ("x" * 39, "W&B does not accept the key .*40"),
+        ("<your key of 40 letters> " * 3 + "<your key>", "W&B does not accept the key"),
         (" \n", "W&B has no key"),
-        ("paste-your-key-here\n", "W&B takes the key for none .*40"),
+        ("paste-your-key-here\n", "W&B does not accept the key .*40"),
     ],
 )
 def test_a_key_that_is_none_warns_and_logs_offline(tmp_path, no_account, monkeypatch, key, reason):

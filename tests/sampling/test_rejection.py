@@ -65,9 +65,9 @@ def test_the_surest_are_told_apart_where_their_probability_is_1():
 
 
 @pytest.mark.parametrize("label", [-1, 3])
-def test_a_label_that_the_critic_does_not_know(label):
+def test_a_label_that_the_classifier_does_not_know(label):
     with pytest.raises(
-        ValueError, match=f"critic of 3 classes .* labels from {min(label, 0)} to {max(label, 0)}"
+        ValueError, match=f"classifier of 3 classes .* labels from {min(label, 0)} to {max(label, 0)}"
     ):
         log_scores(Means(), torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, label]))
 
@@ -146,5 +146,5 @@ def test_a_fraction_that_keeps_nothing_or_too_much(fraction):
 def test_a_score_that_is_not_a_number():
     scores, labels = samples(10)
     scores[3] = math.nan
-    with pytest.raises(ValueError, match="1 of 10 critic scores are not a number"):
+    with pytest.raises(ValueError, match="1 of 10 scores are not a number"):
         keep_best(scores, labels, 0.5)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.checkpoints import save_autoencoder
-from vqvae2.jobs.rejection_classifier import load_critic
+from vqvae2.jobs.rejection_classifier import load_rejection_classifier
 from vqvae2.runs.checkpoint_files import StreamedCheckpoints, read_facts
 from vqvae2.storage.checkpoint import DESCRIPTION, META, load_network, read_checkpoint, read_description
 
@@ -22,14 +22,16 @@ class Bomb:
         return os.mkdir, (str(self.mark),)
 
 
-CRITIC = {"num_classes": 1000, "channels": 3, "image_size": 32}
+SAMPLES = {"num_classes": 1000, "channels": 3, "image_size": 32}
 READERS = {
     "network": lambda path: load_network(path, "autoencoder"),
     "description": read_description,
     "whole": read_checkpoint,
     "facts of a resume": read_facts,
-    "critic": lambda path: load_critic(str(path), **CRITIC),
-    "torchvision's critic": lambda path: load_critic(f"torchvision:resnet18:{path}", **CRITIC),
+    "rejection classifier": lambda path: load_rejection_classifier(str(path), **SAMPLES),
+    "torchvision's classifier": lambda path: load_rejection_classifier(
+        f"torchvision:resnet18:{path}", **SAMPLES
+    ),
 }
 
 

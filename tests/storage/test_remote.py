@@ -174,7 +174,7 @@ def test_the_cache_keeps_its_bound_and_forgets_what_was_used_longest_ago(
         assert server.requests == {}
     assert "too small" not in caplog.text
     with shard_cache.opened(files[2]):  # and what was just read has to go
-        assert "is too small for what is read at once" in caplog.text
+        assert "is too small for the files in use" in caplog.text
 
 
 def test_a_shard_in_use_is_never_removed(server, cache, monkeypatch, tmp_path):
@@ -182,7 +182,7 @@ def test_a_shard_in_use_is_never_removed(server, cache, monkeypatch, tmp_path):
     monkeypatch.setenv("VQVAE2_GIVE_UP_S", "0.3")
     first, second = (look(f"{server.url}/x-{number}.tar") for number in range(2))
     with shard_cache.opened(first) as stream:
-        with pytest.raises(Unreachable, match=r"x-1\.tar finds no room: .* in use. Raise VQVAE2_CACHE_GB"):
+        with pytest.raises(Unreachable, match=r"x-1\.tar does not fit: .* in use. Raise VQVAE2_CACHE_GB"):
             shard_cache.opened(second)
         assert len(stream.read()) == first.size
     with shard_cache.opened(second) as stream:

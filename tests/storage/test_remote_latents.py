@@ -79,7 +79,7 @@ def flip(path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (flip, r"train/000001.tar is damaged: .*twice another content than its manifest says"),
+        (flip, r"train/000001.tar is damaged: .*both times its content was not that of the manifest"),
         (lambda path: path.write_bytes(path.read_bytes()[:-512]), r"000001.tar has \d+ bytes, the manifest"),
         (lambda path: path.unlink(), r"000001.tar cannot be read .*404"),
     ],
@@ -135,6 +135,6 @@ def test_latents_in_use_stay_and_others_make_room(server, folder, cache, monkeyp
     with serving(other) as again:
         held = module(again.url)
         assert not first.exists()
-        with pytest.raises(ValueError, match="finds no room"):
+        with pytest.raises(ValueError, match="does not fit: the cache"):
             module(server.url)
         assert len(codes(held)) == 10

@@ -22,6 +22,8 @@ from vqvae2.runs.previews import ReconstructionGrid, SampleGrid
 from vqvae2.storage.checkpoint import DESCRIPTION, read_checkpoint
 from vqvae2.training.autoencoder import AutoencoderModule
 from vqvae2.training.classifier import ClassifierModule
+from vqvae2.training.hr_vqvae import HRVQVAEModule
+from vqvae2.training.path_prior import PathPriorModule
 from vqvae2.training.pixelsnail import ConditionalPriorModule, TopPriorModule
 from vqvae2.training.schedules import Constant
 from vqvae2.training.sharding import ShardedStrategy
@@ -32,8 +34,14 @@ SHARED = {"schedule": Constant(3e-3), "polyak": 0.9}
 PRIOR = {"hidden": 8, "residual": 8, "layers": 2, "kernel": 3, "dropout": 0.0, "output_layers": 1}
 SUNDAE = {"width": 8, "heads": 2, "head_width": 4, "depth": [1, 1, 1], "dropout": 0.0, "unroll": 2}
 CONDITIONED = {"layers": 1, "attention_layers": 0, "conditioning_hidden": 8, "conditioning_blocks": 2}
+# Codes do not start from data here: which vector one becomes differs with the number of ranks.
+LEVELS = {"branch": 3, "depth": 2, "residual_gradient": "full", "codebook_init": "normal"}
+RESIDUAL = {
+    name: value for name, value in NETWORK.items() if name not in ("num_levels", "num_codes")
+} | LEVELS
 MODULES = {
     "autoencoder": lambda **options: AutoencoderModule(**SHARED, beta=0.25, **(NETWORK | options)),
+    "hr": lambda **options: HRVQVAEModule(**SHARED, beta=0.25, **(RESIDUAL | options)),
     "top": lambda **options: TopPriorModule(
         **SHARED, **(PRIOR | {"attention_layers": 1, "heads": 2} | options)
     ),
@@ -45,13 +53,14 @@ MODULES = {
     "sundae": lambda **options: SUNDAEModule(
         level="bottom", weight_decay=0.1, **SHARED, **(SUNDAE | options)
     ),
+    "path": lambda **options: PathPriorModule(**SHARED, **(PRIOR | CONDITIONED | {"depth": 2} | options)),
     "classifier": lambda **options: ClassifierModule(
         **SHARED, **({"widths": [4, 6], "blocks": 1, "weight_decay": 0.1} | options)
     ),
 }
-MODEL_OPTIONS = {"bottom": {"checkpoint_layers": True}, "sundae": {"checkpoint_layers": True}}
+MODEL_OPTIONS = dict.fromkeys(("bottom", "path", "sundae"), {"checkpoint_layers": True})
 TRAINER = {"top": {"gradient_clip_val": 0.05, "accumulate_grad_batches": 2}}
-BATCH = {"autoencoder": 8, "top": 4, "bottom": 4, "sundae": 4, "classifier": 8}
+PRIORS, TOKENIZERS = ("top", "bottom", "path", "sundae"), ("autoencoder", "hr")
 
 
 def write_data(folder):
@@ -86,16 +95,16 @@ def write_data(folder):
 
 
 def data(kind, folder):
-    if kind in ("top", "bottom", "sundae"):
-        return LatentDataModule(latents=str(folder / "latents"), batch_size=BATCH[kind])
-    if kind == "autoencoder":
-        return image_data(folder / "images", BATCH[kind])
-    images = image_data(folder / "images", BATCH[kind])
+    if kind in PRIORS:
+        return LatentDataModule(latents=str(folder / "latents"), batch_size=4)
+    images = image_data(folder / "images", 8)
+    if kind in TOKENIZERS:
+        return images
     return type(images)(
         train=str(folder / "images" / "labelled-train"),
         val=str(folder / "images" / "labelled-val"),
         image_size=8,
-        batch_size=BATCH[kind],
+        batch_size=8,
     )
 
 
@@ -153,9 +162,9 @@ def fit(kind, name, folder, *, run=None, resume=None, steps=STEPS, model=None, *
     run = folder / (run or f"{kind}-{name}")
     watch = Watch(run)
     callbacks = [watch]
-    if kind == "autoencoder":
+    if kind in TOKENIZERS:
         callbacks.append(ReconstructionGrid(num_samples=3))
-    elif kind != "classifier":
+    elif kind in PRIORS:
         callbacks.append(SampleGrid(str(folder / "autoencoder.ckpt"), num_samples=3))
     training = trainer(
         steps,

@@ -77,7 +77,7 @@ def held_out(folder):
     return torch.cat([batch.images for batch in batches]), torch.cat([batch.labels for batch in batches])
 
 
-def judge_of(module):
+def averaged_of(module):
     """The average as a checkpoint would hold it, in eval mode whatever was done to it."""
     return rebuild(module.description, module.average.state_dict())
 
@@ -90,7 +90,7 @@ def test_learns_the_classes_of_held_out_images(trained):
 def test_logged_figures_are_those_of_the_averaged_network(trained, folder):
     trainer, module, _ = trained
     images, labels = held_out(folder)
-    logits = judge_of(module)(images)
+    logits = averaged_of(module)(images)
     ranks = (logits > logits.gather(1, labels[:, None])).sum(1)
     expected = {
         "val/loss": torch.nn.functional.cross_entropy(logits, labels),
@@ -128,7 +128,7 @@ def test_a_test_measures_the_averaged_network_too(trained, folder, tmp_path):
     found = json.loads((tmp_path / "accuracy.json").read_text())
     images, labels = held_out(folder)
     assert found["real"]["top1"] == pytest.approx(
-        (judge_of(module)(images).argmax(1) == labels).double().mean().item()
+        (averaged_of(module)(images).argmax(1) == labels).double().mean().item()
     )
     assert found["reconstructed"] is None
 

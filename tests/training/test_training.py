@@ -228,11 +228,13 @@ def test_a_prior_takes_its_shapes_from_the_manifest_and_reports_its_likelihood(l
     fitting.fit(module, data)
     (metrics,) = fitting.validate(module, data, verbose=False)
     index = [at.name for at in SPEC.levels].index(level)
-    judge = rebuild(module.description, module.average.state_dict())  # in eval mode, whatever was done to it
+    averaged = rebuild(
+        module.description, module.average.state_dict()
+    )  # in eval mode, whatever was done to it
     nll = codes_seen = 0.0
     with torch.no_grad():
         for batch in data.val_dataloader():
-            logits = judge(batch.codes[index], batch.codes[:index], batch.labels)
+            logits = averaged(batch.codes[index], batch.codes[:index], batch.labels)
             nll += F.cross_entropy(logits, batch.codes[index], reduction="sum").item()
             codes_seen += batch.codes[index].numel()
     here = SPEC.levels[index]

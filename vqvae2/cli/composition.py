@@ -5,7 +5,9 @@ Mappings merge deeply, `callbacks+:` appends to a list where `callbacks:` replac
 """
 
 import codecs
+import copy
 import difflib
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,22 @@ def merge(under: dict, over: dict) -> dict:
     return merged
 
 
+def lost(content: dict, composed: dict) -> dict:
+    """What was once laid in a config and is no longer there, because another class has replaced it."""
+    classes = [mapping.get("class_path") for mapping in (content, composed)]
+    if all(classes) and classes[0] != classes[1]:
+        return {}  # these are options of the class that was replaced
+    found: dict = {}
+    for key, value in content.items():
+        name = key if key in composed else str(key).removesuffix("+")
+        if name not in composed:
+            found[key] = value
+        elif isinstance(value, dict) and isinstance(composed[name], dict):
+            part = lost(value, composed[name])
+            found |= {key: part} if part else {}
+    return found
+
+
 def _has_plus(key: object) -> bool:
     return isinstance(key, str) and key.endswith("+")
 
@@ -62,8 +80,7 @@ def read_config(path: Path) -> dict:
     """
     text = _text(path)
     try:
-        root, loader = check_keys(text), yaml.SafeLoader("")
-        content = None if root is None else loader.construct_document(root)
+        content = copy.deepcopy(_parsed(text))
     except UsageError as error:
         raise UsageError(f"{path}, {error}") from None
     except yaml.MarkedYAMLError as error:
@@ -82,8 +99,16 @@ def read_config(path: Path) -> dict:
     dotted = dotted_keys(content)
     for key, names in dotted.items():
         if sets(content, names) or list(dotted.values()).count(names) > 1:
-            raise UsageError(f"{path}: '{key}' is given twice, with dots and otherwise. Keep one.")
+            raise UsageError(
+                f"{path}: '{key}' is given twice, once with dots and once as a mapping. Keep one."
+            )
     return content
+
+
+@functools.lru_cache(maxsize=256)  # a command reads each of its files many times
+def _parsed(text: str) -> Any:
+    root = check_keys(text)
+    return None if root is None else yaml.SafeLoader("").construct_document(root)
 
 
 def _text(path: Path) -> str:

@@ -14,20 +14,20 @@ _STEPS = {
     "predict": "predict_step",
 }
 _PURPOSES = {
-    "fit": "Trains a network. The same command goes on from the run's last checkpoint.",
+    "fit": "Trains a network. Run the same command again to continue from the last checkpoint.",
     "validate": "Measures a trained network on the held-out data.",
     "test": "Evaluates: samples, reconstructions and priors, or a classifier.",
-    "predict": "Writes latents, samples or completions. The same command completes what was interrupted.",
+    "predict": "Writes latents, samples or completions. Run the same command again to complete them.",
 }
 _OPTIONS = {
-    "-c FILE": "a config; several are merged, later ones over earlier ones",
-    "--run FOLDER": "where the recipe's run lies: moves every path of every job",
-    "--model.OPTION VALUE": "an option of the model, such as --model.num_codes 128; likewise --data.OPTION",
+    "-c FILE": "a config; several are merged, a later one overrides an earlier one",
+    "--run FOLDER": "folder of the recipe's run; every path of every job moves with it",
+    "--model.OPTION VALUE": "an option of the model, such as --model.num_codes 128; also --data.OPTION",
     "--trainer.OPTION VALUE": "an option of Lightning's Trainer: max_steps, devices, precision, …",
-    "--resume false": "fit: set aside what is in the folder, and start anew",
+    "--resume false": "fit: move the old run aside, and start anew",
     "--print_config": "print the composed config and stop",
-    "--model.help CLASS": "all options of a class below; likewise --data.help CLASS",
-    "--help_all": "every option that there is",
+    "--model.help CLASS": "all options of a class below; also --data.help CLASS",
+    "--help_all": "every option",
 }
 
 

@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vqvae2.cli.classes import class_path, with_class_paths
-from vqvae2.cli.composition import UsageError, did_you_mean, dotted_keys, merge, read_config, sets
+from vqvae2.cli.composition import UsageError, did_you_mean, dotted_keys, lost, merge, read_config, sets
 from vqvae2.surroundings import at_home
 
 BASE, LIKE, PARTS, JOBS, RUN = "base", "like", "parts", "jobs", "run"
@@ -173,7 +173,9 @@ def _merged(path: Path) -> dict:
 
 
 def layers(path: Path) -> list[Layer]:
-    """What a config is made of, in the order in which it is laid; what several bases share comes once.
+    """What a config is made of, in the order in which it is laid.
+
+    What several bases share comes once; if another class has replaced it in between, that part comes again.
 
     Raises:
         UsageError: a file, a part or a job does not exist, a file is not a YAML mapping, or builds on itself.
@@ -340,10 +342,16 @@ def _check_recipe(path: Path, content: dict) -> None:
 
 
 def _unique(found: Iterator[Layer]) -> list[Layer]:
+    """Each layer once; of one that comes again, what was lost since with another class."""
     kept: list[Layer] = []
+    composed: dict = {}
     for layer in found:
-        if layer not in kept:
-            kept.append(layer)
+        if layer in kept:
+            layer = Layer(layer.source, lost(layer.content, composed))
+            if not layer.content:
+                continue
+        kept.append(layer)
+        composed = merge(composed, layer.content)
     return kept
 
 

@@ -76,7 +76,7 @@ def main(args: list[str] | None = None) -> None:
     except Stopped as stop:
         _end_stopped(stop)
     except KeyboardInterrupt:  # before the job is known
-        _end_stopped(Stopped("stopped by Ctrl-C; nothing has begun.", INTERRUPTED))
+        _end_stopped(Stopped("stopped by Ctrl-C before the job began.", INTERRUPTED))
     except (argparse.ArgumentError, UsageError) as error:
         _fail(usage_line(error, args), status=2)
     except (ValueError, OSError, MisconfigurationException) as error:
@@ -91,7 +91,7 @@ def main(args: list[str] | None = None) -> None:
             raise
         _fail(
             f"another process of this run died, or did not answer in time ({one_line(error)}). "
-            "Its own message says more. The same command goes on.",
+            "See its own message. Run the same command again to continue.",
             status=1,
         )
 
@@ -161,23 +161,26 @@ class SuiteCLI(LightningCLI):
             "--run",
             type=str | None,
             default=None,
-            help="The folder of the recipe's run, $run in configs; moves every path of the job.",
+            help="The folder of the recipe's run ($run in configs). Every path of the job moves with it.",
         )
         parser.add_argument(
-            "--wandb", type=WandbSettings | None, default=None, help="Weights & Biases, if wanted."
+            "--wandb",
+            type=WandbSettings | None,
+            default=None,
+            help="Weights & Biases; off unless one of these is given.",
         )
         parser.add_argument(
             "--resume",
             type=bool,
             default=True,
-            help="Go on from last.ckpt of the run folder, if it is there; false sets aside what is in the "
-            "folder and starts anew (not when SLURM or torchrun has started the job again).",
+            help="Continue from last.ckpt of the run folder if it exists. false moves the old run aside and "
+            "starts anew (not when SLURM or torchrun has restarted the job).",
         )
         parser.add_argument(
             "--allow_inexact_resume",
             type=bool,
             default=False,
-            help="Go on although some settings, or the data, are not those that the run began with.",
+            help="Continue even if settings or data differ from those that the run began with.",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -278,7 +281,7 @@ class SuiteCLI(LightningCLI):
     def _progress_bar(self) -> ProgressBar:
         if isinstance(self.datamodule, ChunkedDataModule) and self.subcommand == "predict":
             return ImageProgress()
-        if self.subcommand == "fit":  # steps between two looks at the figures, which wait for the device
+        if self.subcommand == "fit":  # steps between two checks of the figures, which wait for the device
             return StepProgress(refresh_rate=10 if sys.stdout.isatty() else 50)
         return TQDMProgressBar()
 
@@ -318,25 +321,28 @@ class SuiteCLI(LightningCLI):
         self, facts: dict[str, Any], identity: dict[str, Any], *, allow_inexact: bool
     ) -> None:
         if not (was := facts.get(RUN)):
-            rank_zero_warn(f"{self.start} does not say what run it is of, so nothing is compared.")
+            rank_zero_warn(f"{self.start} does not record the settings of its run, so they are not compared.")
             return
         schedule = getattr(self.model, "schedule", None)
         found = differences(was, identity, steps=facts["global_step"], schedule=schedule)
         network = [each for each in found if concerns_network(each, facts.get(DESCRIPTION, {}))]
         if network:
             raise ValueError(
-                f"{self.start} is of another network: {listed(network)}. "
-                "Start as that run was started, or anew with --resume false."
+                f"{self.start} holds another network: {listed(network)}. "
+                "Use the settings of that run, or start anew with --resume false."
             )
         if found and not allow_inexact:
             raise ValueError(
-                f"{self.start} is of another run, and going on would not be exact: {listed(found)}. Start as "
-                "that run was started, anew with --resume false, or accept it: --allow_inexact_resume true."
+                f"{self.start} is of a run with other settings or data, so continuing is not exact: "
+                f"{listed(found)}. Use those of that run, start anew with --resume false, or accept the "
+                "difference with --allow_inexact_resume true."
             )
         if found:
-            rank_zero_warn(f"Going on from {self.start} is not exact: {listed(found)}.")
+            rank_zero_warn(f"Continuing from {self.start} is not exact: {listed(found)}.")
         if places := moved(was, identity):
-            rank_zero_warn(f"The data lie elsewhere now, which alone changes nothing: {listed(places)}.")
+            rank_zero_warn(
+                f"The data are in another place now; this alone changes nothing: {listed(places)}."
+            )
 
     def predict(self, **kwargs: Any) -> None:
         """Callbacks write what a predict job makes; keeping it in memory too would fill the memory."""

@@ -18,6 +18,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Trainer
 
+from vqvae2.cli.classes import class_paths
 from vqvae2.cli.composition import UsageError
 from vqvae2.cli.help import verbs_of
 from vqvae2.cli.recipes import origin
@@ -33,6 +34,10 @@ _GROUPS = {"trainer": Trainer, "checkpoint": RunCheckpoint}
 _FEW_PROCESSES = 4  # that any machine may run, to try things out
 _LAUNCHERS = {"MASTER_ADDR", "SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_RANK"}
 _UNION = "Does not validate against any of the Union subtypes"
+_RENAMED = {
+    "critic": "rejection_classifier",
+    "VerdictPictures": "EvaluationPictures",
+}  # names of earlier versions
 
 
 def check_verb(args: list[str], verbs: list[str]) -> None:
@@ -74,7 +79,7 @@ def check_job(verb: str, config: Namespace) -> None:
 
 
 def check_devices(trainer: Namespace, environment: Mapping[str, str]) -> None:
-    """Finds what would start processes that crowd each other out, or wait for others that nobody starts.
+    """Finds settings that would start too many processes, or wait for processes that nothing starts.
 
     Raises:
         UsageError: fewer devices are here than are asked for, or nothing starts the other nodes.
@@ -97,13 +102,13 @@ def check_devices(trainer: Namespace, environment: Mapping[str, str]) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if int(wanted) > max(cores, _FEW_PROCESSES) and accelerator in ("cpu", "auto"):
         raise UsageError(
-            f"'trainer.devices' is {wanted}: so many processes, but this machine has {num_gpus} GPUs and "
-            f"{cores} cores: --trainer.devices {cores}, or fewer."
+            f"'trainer.devices' is {wanted}, but this machine has {num_gpus} GPUs and {cores} cores: set "
+            f"--trainer.devices {cores} or fewer."
         )
 
 
 def needs_weights(verb: str, config: Namespace) -> bool:
-    """Whether a job looks at a network that a fit with the same config has trained."""
+    """Whether a job needs a network that a fit with the same config has trained."""
     model = _load(config.model.class_path)
     return verb != "fit" and issubclass(model, NetworkModule) and verb in verbs_of(model)
 
@@ -176,6 +181,10 @@ def usage_line(error: Exception, args: list[str]) -> str:
     elif match := re.search(r"ption '(.+)'", leaf):
         path = [*path, *match[1].split(".")]
         message = _unknown(path, class_path)
+    elif match := re.search(
+        r"(?:import path string: |module 'vqvae2[\w.]*' has no attribute ')(\w+)'?$", leaf
+    ):
+        message = f"'{'.'.join(path)}': there is no class '{match[1]}'.{_suggest(match[1], [*class_paths()])}"
     elif match := re.search(r"required: (.+)", leaf):
         message = _missing([*path, match[1]])
     elif match := re.search(r"Expected a (.+)\. Got value: (.*)", leaf):
@@ -248,5 +257,6 @@ def _wanted(causes: list[BaseException], leaf_type: str) -> str:
 
 
 def _suggest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
+    renamed = _RENAMED.get(word)
+    close = [renamed] if renamed in known else difflib.get_close_matches(word, known, n=1)
     return f" Did you mean '{close[0]}'?" if close else ""

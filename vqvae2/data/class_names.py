@@ -36,7 +36,7 @@ def class_labels(
         if spellings.setdefault(normal(name), name) != name:
             raise ValueError(
                 f"{location}: {normal(name)} is there twice, as {spellings[normal(name)]!a} and as "
-                f"{name!a}: one name, written in two forms of Unicode. Merge the two."
+                f"{name!a}. It is one name in two forms of Unicode. Merge the two."
             )
     names = sorted(spellings) if classes is None else composed(classes)
     strangers = sorted(spellings.keys() - set(names))

@@ -132,7 +132,7 @@ class ImageSource(ABC):
 
 
 def some_of(count: int) -> np.ndarray:
-    """The numbers below `count` of the images whose bytes are looked at, spread evenly."""
+    """The numbers below `count` of the images whose bytes are compared, spread evenly."""
     return np.unique(np.linspace(0, count - 1, min(count, _SOME)).round().astype(np.int64))
 
 

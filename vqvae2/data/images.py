@@ -41,19 +41,19 @@ class ImageDataModule(ChunkedDataModule):
         channels: 3 for colour, 1 for grey.
         fit: crop: resized until it just covers image_size (bicubic, antialiased), then cropped, at the centre
             unless augment.random_crop; pad: centred on black, never enlarged.
-        augment: what is done to training images.
+        augment: changes made to training images.
         num_classes: None: as many as the training images have; 0: ignore labels.
         holdout: without `val`, the fraction of the training images that is held out instead.
-        holdout_of: location of which that part is held out, if not of `train`: of the real images, when
-            training on samples. The part is the one that it would be of `train`; the rest is not used.
-        holdout_seed: draws another such part.
+        holdout_of: location of the images of which that part is held out, if not `train`: the real images,
+            when training on samples. The part is the same as with `train`; the rest is not used.
+        holdout_seed: another seed holds out another part.
         num_workers: loader processes on each device.
         seed: with epoch and sample, decides order and augmentation.
         strict: an unreadable or missing image is an error; otherwise it is skipped, counted and named.
         label_field: in tars, the field of each sample's .json that is its class, by number or by name.
         cache: keep the decoded images in memory (height · width · channels bytes each), for small data sets.
-        encode_views: how often the encode job sees each training image: once plain, then augmented.
-        encode_flips: whether it also sees each of these mirrored.
+        encode_views: how often the encode job encodes each training image: once plain, then augmented.
+        encode_flips: whether it also encodes each of these mirrored.
         chunk_size: images that the encode job writes into one file.
     """
 
@@ -227,15 +227,15 @@ class ImageDataModule(ChunkedDataModule):
         require(shift < side, "augment.shift", shift, f"less than {side}")
         if self.encode_views > 1 and not self.augment.does_anything:
             raise ValueError(
-                f"encode_views is {self.encode_views}, but augment is off, so all would be alike."
+                f"encode_views is {self.encode_views}, but augment is off, so all views would be the same."
             )
 
     def _open(self) -> dict[str, Split]:
         train = open_source(self.train, num_classes=self._num_classes, label_field=self.label_field)
         if self.label_field is not None and not isinstance(train, TarSource | RemoteTarSource):
             raise ValueError(
-                f"label_field is {self.label_field}, but {self.train} is no tars, where an image can have a "
-                ".json beside it. Leave it out."
+                f"label_field is {self.label_field}, but {self.train} is not tars, and only images in tars "
+                "have a .json. Leave label_field out."
             )
         chosen = {"train": (train, np.arange(len(train)))}
         if self.val is not None:
@@ -248,7 +248,7 @@ class ImageDataModule(ChunkedDataModule):
             if out.all() or not out.any():
                 raise ValueError(
                     f"holdout {self.holdout} takes {out.sum()} of {len(source)} in {source.location}, wanted "
-                    "some on both sides. Change holdout or holdout_seed."
+                    "some in both parts. Change holdout or holdout_seed."
                 )
             chosen["val"] = (source, np.flatnonzero(out))
             if source is train:

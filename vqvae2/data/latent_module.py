@@ -87,8 +87,8 @@ class LatentDataModule(L.LightningDataModule):
     """Batches of `LatentBatch`; their order depends on the seed and the epoch, not on ranks or workers.
 
     Args:
-        latents: folder that the encode job wrote, or its address, such as s3://bucket/NAME/latents: all of
-            its shards are then brought into the cache of this machine, see `storage.cache`.
+        latents: folder that the encode job wrote, or its address, such as s3://bucket/NAME/latents. From an
+            address all shards are downloaded into the cache of this machine, see `storage.cache`.
         batch_size: samples in a batch, over all ranks together.
         num_workers: processes that load; 0, the training process itself, is the fastest from a local disk,
             because handing a batch over costs more than gathering it.

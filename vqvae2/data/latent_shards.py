@@ -126,7 +126,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
             )
     for path in sorted(folder.glob("*/*.tar")):
         if path.relative_to(folder).as_posix() not in listed:
-            raise ValueError(f"{path} is not in the manifest, so nobody knows what it is. Remove it. {mend}")
+            raise ValueError(f"{path} is not in the manifest. Remove it. {mend}")
 
 
 def verify(folder: Path, manifest: Manifest) -> None:
@@ -146,7 +146,7 @@ def verify(folder: Path, manifest: Manifest) -> None:
             write_json(folder / VERIFIED, verified)
         except OSError as error:
             log.info(
-                "Cannot note in %s that its shards are whole, so the next run reads them again: %s",
+                "Cannot record in %s that its shards are complete, so the next run checks them again: %s",
                 folder,
                 error,
             )
@@ -157,8 +157,8 @@ def _fetch_shards(origin: str, folder: Path, manifest: Manifest) -> None:
     total = sum(shard.bytes for shard in shards)
     if total > cache_bytes():
         raise ValueError(
-            f"{origin} has {total / 1e9:.3g} GB of latents, which are read in random order and so must all "
-            f"be here, but the cache may hold {cache_bytes() / 1e9:.3g} GB. Raise VQVAE2_CACHE_GB."
+            f"{origin} has {total / 1e9:.3g} GB of latents. They are read in random order, so all must fit "
+            f"into the cache, but the cache may hold {cache_bytes() / 1e9:.3g} GB. Raise VQVAE2_CACHE_GB."
         )
     known = _read_verified(folder)
 

@@ -1,7 +1,7 @@
 """What a folder of latent shards says about itself: the spec of its codes and the manifest of its shards.
 
 A folder, usually `runs/NAME/latents`, holds `{train,val}/000000.tar …` and `manifest.json`, which is written
-last, so a folder with a manifest is whole. How a shard looks inside stands in `latent_shards`.
+last, so a folder with a manifest is whole. `latent_shards` describes the inside of a shard.
 
 Shape legend: B batch, h w a level's grid.
 """
@@ -181,7 +181,7 @@ def latent_folder(location: str) -> Path:
     The shards of an address come later, with `latent_shards.check_files`. Another manifest has another place.
 
     Raises:
-        ValueError: there is no manifest at the address, or it is not to be had.
+        ValueError: there is no manifest at the address, or it cannot be downloaded.
     """
     if not is_remote(location):
         return Path(location)

@@ -85,8 +85,9 @@ class EpochLoader(BatchLoader):
         found = state_dict.get("shards_at_once")
         if found != self._shards_at_once:
             raise ValueError(
-                f"The epoch was shuffled within {found or 'all'} shards at once, and now would be within "
-                f"{self._shards_at_once or 'all'}. Set VQVAE2_CACHE_GB as it was when the run began."
+                f"The epoch was shuffled in groups of {found or 'all'} shards, and would now be shuffled in "
+                f"groups of {self._shards_at_once or 'all'}. Set VQVAE2_CACHE_GB to what it was when the run "
+                "began."
             )
         self._resume = (state_dict["epoch"], state_dict["batches_done"])
 
@@ -130,8 +131,8 @@ def _received(batches: Iterator[Any]) -> Iterator[Any]:
 def _warn(problem: str) -> None:
     if not BatchLoader.warned and int(os.environ.get("LOCAL_RANK", 0)) == 0:
         log.warning(
-            "shared memory is too small (%s): the loader workers hand batches over through pipes, which "
-            "takes the main process longer. %s",
+            "shared memory is too small (%s), so the loader workers send batches through pipes. This takes "
+            "the main process longer. %s",
             problem,
             _MORE_MEMORY,
         )
@@ -140,7 +141,7 @@ def _warn(problem: str) -> None:
 
 def _room() -> str:
     if not SHARED_MEMORY.is_dir():
-        return "not to be looked at here"
+        return "unknown here"
     usage = shutil.disk_usage(SHARED_MEMORY)
     return f"{SHARED_MEMORY}, {usage.total / 1e6:.0f} MB of which {usage.free / 1e6:.0f} are free"
 

@@ -202,7 +202,7 @@ def _images(archive: zipfile.ZipFile, location: str) -> _Array:
         )
     if not images.in_order:
         raise ValueError(
-            f"{location}: {IMAGES} is saved in Fortran order, so that no image lies in one piece. Save "
+            f"{location}: {IMAGES} is saved in Fortran order, so no image is in one piece. Save "
             "np.ascontiguousarray of it."
         )
     return images

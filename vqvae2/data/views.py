@@ -1,4 +1,4 @@
-"""One split of the images: reading, fitting and caching them, and the data sets that look at them."""
+"""One split of the images: reading, fitting and caching them, and the data sets made of them."""
 
 import hashlib
 import logging
@@ -82,7 +82,7 @@ class Split:
 
         Raises:
             ValueError: it is unreadable, and the split is strict.
-            Unreachable: it is remote, and not to be had.
+            Unreachable: it is remote, and cannot be downloaded.
         """
         if self._cache is not None and (known := self._cache.get(i)) is not None:
             return known
@@ -117,7 +117,7 @@ class Split:
         listed = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         raise ValueError(
             f"none of the {len(self)} {self.name} images of {self.source.location} can be read: {listed}. "
-            "Give others; the log says for each why."
+            "The log gives the reason for each. Give other images."
         )
 
     def label(self, i: int) -> int:
@@ -143,7 +143,7 @@ class Split:
         if not self._warned[0]:
             self._warned[0] = 1
             name = f"{self.source.location}: {self.source.name(int(self.samples[i]))}"
-            log.warning("%s: %s. It is read as sRGB; others like it follow without a word.", name, what)
+            log.warning("%s: %s. It is read as sRGB; so are others like it, without a warning.", name, what)
 
     def _refuse(self, i: int, error: Exception) -> None:
         name = f"{self.source.location}: {self.source.name(int(self.samples[i]))}"
@@ -220,7 +220,7 @@ class _Images(Dataset):
 
 
 class TrainImages(_Images):
-    """Augmented images; the next readable one stands in for an unreadable one, so that batches stay equal."""
+    """Augmented images; the next readable one replaces an unreadable one, so that batches stay equal."""
 
     def __len__(self) -> int:
         return len(self.split)

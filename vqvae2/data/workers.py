@@ -16,7 +16,7 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 
 SHARED_MEMORY = Path("/dev/shm")  # of Linux; what others have cannot be asked for its size
-LOOK_S = 1.0  # between two looks at whether the parent is still there
+LOOK_S = 1.0  # between two checks that the parent is alive
 # Apple has no `sigtimedwait`: there workers leave the process group instead.
 _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1} if hasattr(signal, "sigtimedwait") else set()
 

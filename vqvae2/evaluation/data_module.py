@@ -1,4 +1,4 @@
-"""What a verdict looks at: samples beside real images, held-out images, and the codes of both splits."""
+"""The data of an evaluation: samples, real images, held-out images, and the codes of both splits."""
 
 from collections.abc import Callable, Collection
 from functools import cached_property
@@ -19,12 +19,12 @@ from vqvae2.data.order import EpochBatches, Index
 from vqvae2.data.plain_samples import num_plain
 from vqvae2.data.sources import open_source
 from vqvae2.data.views import Split, ViewImages
-from vqvae2.jobs.scores import read_critic, read_scores
+from vqvae2.jobs.scores import read_scorer, read_scores
 from vqvae2.nn.checks import require
 from vqvae2.pixels import ImageSize, written
 
 _MODES = {1: "L", 3: "RGB"}
-_NUM_PROBES = 16  # samples that are looked at before the job starts
+_NUM_PROBES = 16  # samples that are checked before the job starts
 SAMPLES = "samples"  # what a single candidate is called
 _RESERVED = ("real", "reconstructed", "held_out", "reconstructions", "latents_train", "latents_val")
 
@@ -32,16 +32,16 @@ _RESERVED = ("real", "reconstructed", "held_out", "reconstructions", "latents_tr
 class EvaluationDataModule(ImageDataModule):
     """An `ImageDataModule` whose tests read samples, real images and latents, each sample once.
 
-    The test loaders, in this order as far as there is such data: one a candidate, by its name; `real`;
-    `held_out` (images of the data's held-out part); `latents_train` and `latents_val`. Images are plain: no
-    augmentation, centre crop.
+    The test loaders, in this order, as far as there are such data: one for each candidate, by its name;
+    `real`; `held_out` (images of the data's held-out part); `latents_train` and `latents_val`. Images are
+    plain: no augmentation, centre crop.
 
     Args:
-        samples: location of the samples to judge, such as runs/NAME/samples, a folder of pictures or an .npz
-            file; or several by name, {NAME: LOCATION}. Size, colour and classes must be those of the real
-            images, nothing is converted; pictures without labels are judged without their classes.
+        samples: location of the samples to evaluate, such as runs/NAME/samples, a folder of pictures or an
+            .npz file; or several by name, {NAME: LOCATION}. Size, colour and classes must be those of the
+            real images, because nothing is converted. Pictures without labels have no figures by class.
         latents: folder of latent shards, here or at an address, for likelihoods and the use of the codebooks.
-        real: which part of the images the samples are held against; papers take the training images.
+        real: which part of the images the samples are compared with; papers take the training images.
         max_real: take at most so many real images, evenly spread over the part.
         max_latents: take at most so many samples of each split of the latents, evenly spread.
         images: options of `ImageDataModule`.
@@ -154,16 +154,16 @@ class EvaluationDataModule(ImageDataModule):
         return self._datasets[name].split.identity()
 
     def sample_scores(self, name: str) -> Tensor:
-        """The critic's log scores that the sample job wrote, float64 [M], in the order of the loader.
+        """The log scores that the sample job wrote, float64 [M], in the order of the loader.
 
         Raises:
             ValueError: there are none, or not of all samples.
         """
         return read_scores(self._datasets[name].split.source)
 
-    def sample_critic(self, name: str) -> str | None:
-        """Fingerprint of the critic whose scores those are; None where that is not known."""
-        return read_critic(self._datasets[name].split.source)
+    def sample_scorer(self, name: str) -> str | None:
+        """Fingerprint of the classifier that gave those scores; None if it is not known."""
+        return read_scorer(self._datasets[name].split.source)
 
     def _open_samples(self, location: str) -> Split:
         source = open_source(
@@ -213,8 +213,8 @@ class SampleSplit(Split):
         if found != wanted:
             own = written(ImageSize(image.height, image.width))
             raise ValueError(
-                f"{name} is {_shape(*found)}, but the real images are {_shape(*wanted)}. Judge samples "
-                f"against images of their own size and colour: set image_size to {own} and channels."
+                f"{name} is {_shape(*found)}, but the real images are {_shape(*wanted)}. Compare samples "
+                f"with images of their own size and colour: set image_size to {own} and channels."
             )
         return np.asarray(image).reshape(*self.size, self.channels).transpose(2, 0, 1)
 

@@ -45,7 +45,7 @@ class RecordStore:
                 arrays = {name: torch.from_numpy(file[name]) for name in file.files if name != "identity"}
                 found = file["identity"].item()
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-            log.warning("%s cannot be read (%s), so its images are looked at again.", path, error)
+            log.warning("%s cannot be read (%s), so its features are computed again.", path, error)
             return None
         return _unpacked(arrays) if found == _text(identity) else None
 

@@ -1,4 +1,4 @@
-"""The feature networks of a verdict by their roles."""
+"""The feature networks of an evaluation by their roles."""
 
 from collections.abc import Collection
 from typing import Any
@@ -10,26 +10,26 @@ from vqvae2.metrics.features import FeatureNetwork, Features
 DISTANCE, MANIFOLD = "distance", "manifold"
 
 
-class Eyes(nn.Module):
+class FeatureNetworks(nn.Module):
     """One network for FID, IS and KID, and one for precision, recall, density, coverage and neighbours.
 
-    Both roles may be of the same network, which then looks once.
+    If both roles have the same network, it computes its features once.
     """
 
     def __init__(self, distance: FeatureNetwork, manifold: FeatureNetwork) -> None:
         super().__init__()
-        self.networks = nn.ModuleDict({DISTANCE: distance})
+        self.by_role = nn.ModuleDict({DISTANCE: distance})
         if manifold.fingerprint != distance.fingerprint:
-            self.networks[MANIFOLD] = manifold
-        self.manifold_role = MANIFOLD if MANIFOLD in self.networks else DISTANCE
+            self.by_role[MANIFOLD] = manifold
+        self.manifold_role = MANIFOLD if MANIFOLD in self.by_role else DISTANCE
 
     @property
     def distance(self) -> FeatureNetwork:
-        return self.networks[DISTANCE]
+        return self.by_role[DISTANCE]
 
     @property
     def manifold(self) -> FeatureNetwork:
-        return self.networks[self.manifold_role]
+        return self.by_role[self.manifold_role]
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """What the networks are, by their roles (plain types)."""
@@ -43,6 +43,6 @@ class Eyes(nn.Module):
             for role, network in ((DISTANCE, self.distance), (MANIFOLD, self.manifold))
         }
 
-    def look(self, images: Tensor, roles: Collection[str] | None = None) -> dict[str, Features]:
-        """What the networks of some roles, or all, see in images [B, C, H, W] in [-1, 1]."""
-        return {role: self.networks[role](images) for role in self.networks if roles is None or role in roles}
+    def features(self, images: Tensor, roles: Collection[str] | None = None) -> dict[str, Features]:
+        """Features of images [B, C, H, W] in [-1, 1] by the networks of some roles, or of all."""
+        return {role: self.by_role[role](images) for role in self.by_role if roles is None or role in roles}

@@ -1,4 +1,4 @@
-"""Which samples a verdict is about: all, or those that a critic leaves (VQ-VAE-2, section 3.3)."""
+"""Which samples are evaluated: all, or those that rejection sampling keeps (VQ-VAE-2, section 3.3)."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from vqvae2 import distributed
 from vqvae2.data.images import ImageBatch
 from vqvae2.evaluation.data_module import EvaluationDataModule
-from vqvae2.jobs.rejection_classifier import load_critic
+from vqvae2.jobs.rejection_classifier import load_rejection_classifier
+from vqvae2.jobs.scores import SCORER
 from vqvae2.nn.checks import require
 from vqvae2.nn.weights import fingerprint
 from vqvae2.pixels import to_uint8
@@ -18,29 +19,31 @@ from vqvae2.sampling.rejection import check_fraction, even_part, keep_best, log_
 
 
 class Part(NamedTuple):
-    """The samples of a candidate that are judged together."""
+    """The samples of a candidate that are evaluated together."""
 
     candidate: str
     fraction: float  # of each class that is kept
     num_kept: int
-    judged: Tensor  # bool [M], which of all samples: those kept, or some of them
-    log_score: float | None  # mean of the critic's scores of those kept; None without a critic
+    evaluated: Tensor  # bool [M], which of all samples: those kept, or some of them
+    log_score: float | None  # mean of the scores of those kept; None without scores
 
 
 class Rejection(nn.Module):
-    """Gets a critic's scores of the samples and keeps the best fractions of each class.
+    """Gets a classifier's scores of the samples and keeps the best fractions of each class.
 
     Args:
         fractions: different ones, each above 0, up to 1.
-        critic: classifier that scores the samples, as `load_critic` takes it; None takes the scores that the
-            sample job wrote.
-        samples_each: judge so many samples of each fraction; None judges all that it keeps.
+        rejection_classifier: scores the samples; see `load_rejection_classifier`. None takes the scores that
+            the sample job wrote.
+        samples_each: evaluate so many samples of each fraction; None evaluates all that it keeps.
 
     Raises:
         ValueError: the fractions or the number are not such.
     """
 
-    def __init__(self, fractions: Sequence[float], critic: str | None, samples_each: int | None) -> None:
+    def __init__(
+        self, fractions: Sequence[float], rejection_classifier: str | None, samples_each: int | None
+    ) -> None:
         super().__init__()
         for fraction in fractions:
             check_fraction(fraction)
@@ -49,50 +52,52 @@ class Rejection(nn.Module):
         wanted = "at least 1, or null for all"
         require(samples_each is None or samples_each >= 1, "samples_each", samples_each, wanted)
         self.fractions = sorted((float(fraction) for fraction in fractions), reverse=True)
-        self.critic = critic
+        self.rejection_classifier = rejection_classifier
         self.samples_each = samples_each
         self.parts: list[Part] = []
-        self.unlabelled: list[str] = []  # candidates that are judged whole alone
-        self.fingerprints: dict[str, str | None] = {}  # of each candidate's critic, where known
+        self.unlabelled: list[str] = []  # candidates that are only evaluated whole
+        self.fingerprints: dict[str, str | None] = {}  # of each candidate's classifier, where known
         self.scores: dict[str, Tensor] = {}
         self.scorer: nn.Module | None = None
 
     def prepare(self, data: EvaluationDataModule) -> None:
-        """Gets the scores, or the critic; neither if all samples are kept and no critic is asked for.
+        """Reads the scores, or loads the classifier. If all samples are kept and none is given, does neither.
 
         Raises:
-            ValueError: there are no scores, or a critic that does not know such samples, or no classes.
+            ValueError: there are no scores or no classes, or the classifier does not know such samples.
         """
         self.unlabelled = [name for name in data.candidates if (data.labels_of(name) < 0).all()]
         labelled = [name for name in data.candidates if name not in self.unlabelled]
-        if self.critic is None and self.fractions == [1]:
+        if self.rejection_classifier is None and self.fractions == [1]:
             return
         if not labelled:
             raise ValueError(
-                "A critic chooses samples by the class that was asked for, but these have no classes: "
-                "leave out model.init_args.critic, and fractions below 1."
+                "Rejection sampling ranks samples by the class that was asked for, but these have no "
+                "classes: leave out model.init_args.rejection_classifier, and fractions below 1."
             )
-        if self.critic is None:
+        if self.rejection_classifier is None:
             self.scores = {name: data.sample_scores(name) for name in labelled}
-            self.fingerprints = {name: data.sample_critic(name) for name in labelled}
+            self.fingerprints = {name: data.sample_scorer(name) for name in labelled}
             return
         known = {name: getattr(data, name) for name in ("num_classes", "channels", "image_size", "classes")}
-        self.scorer = load_critic(self.critic, **known)
+        self.scorer = load_rejection_classifier(self.rejection_classifier, **known)
         self.fingerprints = dict.fromkeys(labelled, fingerprint(self.scorer))
 
     def fractions_of(self, candidate: str) -> list[float]:
-        """Those that are judged; without labels only all."""
+        """Those that are evaluated; without labels only 1, all samples."""
         return [1.0] if candidate in self.unlabelled else self.fractions
 
     def choose(self, data: EvaluationDataModule, device: torch.device) -> list[Part]:
-        """Scores the samples on `device`, if a critic was asked for, and says which of them to judge."""
+        """Scores the samples on `device` if a classifier was given, and says which of them to evaluate."""
         if self.scorer is not None:
             for name in self.fingerprints:
-                rank_zero_info(f"Scoring {data.num_test_samples(name)} of '{name}' with {self.critic}.")
+                rank_zero_info(
+                    f"Scoring {data.num_test_samples(name)} of '{name}' with {self.rejection_classifier}."
+                )
                 self.scores[name] = score_samples(
                     self.scorer, data.loader(name), data.num_test_samples(name), device
                 )
-            self.scorer = None  # makes room for what judges
+            self.scorer = None  # frees memory for the feature networks
         self.parts = [
             self._part(name, data.labels_of(name), fraction)
             for name in data.candidates
@@ -101,11 +106,11 @@ class Rejection(nn.Module):
         return self.parts
 
     def report(self) -> dict[str, Any] | None:
-        """Who chose, and how many; None if nothing was chosen."""
+        """Which classifier ranked the samples, and how many were kept; None if none were ranked."""
         if not self.scores:
             return None
         return {
-            "critic": self.critic,
+            SCORER: self.rejection_classifier,
             "fingerprints": self.fingerprints,
             "kept": {name: self._counts(name) for name in self.scores},
         }
@@ -120,18 +125,18 @@ class Rejection(nn.Module):
         else:
             kept = keep_best(scores, labels, fraction)
             log_score = mean_score(scores, labels, kept)
-        judged = kept if self.samples_each is None else even_part(labels, kept, self.samples_each)
-        return Part(candidate, fraction, int(kept.sum()), judged, log_score)
+        evaluated = kept if self.samples_each is None else even_part(labels, kept, self.samples_each)
+        return Part(candidate, fraction, int(kept.sum()), evaluated, log_score)
 
 
 @torch.no_grad()
 def score_samples(
-    critic: nn.Module, batches: Iterable[ImageBatch], num_samples: int, device: torch.device
+    classifier: nn.Module, batches: Iterable[ImageBatch], num_samples: int, device: torch.device
 ) -> Tensor:
-    """The critic's log scores of all samples, float64 [M] on the CPU, the same on every rank.
+    """The classifier's log scores of all samples, float64 [M] on the CPU, the same on every rank.
 
     Args:
-        critic: on `device`.
+        classifier: on `device`.
         batches: this rank's share of the samples; each sample in one batch of one rank.
         num_samples: M, of all ranks together.
         device: where the scores are computed.
@@ -139,5 +144,5 @@ def score_samples(
     scores = torch.zeros(num_samples, dtype=torch.float64, device=device)
     for batch in batches:
         images = to_uint8(batch.images.to(device, non_blocking=True))
-        scores[batch.index.to(device)] = log_scores(critic, images, batch.labels.to(device))
+        scores[batch.index.to(device)] = log_scores(classifier, images, batch.labels.to(device))
     return distributed.all_reduce_sum(scores).cpu()

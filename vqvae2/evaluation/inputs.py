@@ -1,4 +1,4 @@
-"""What a verdict reads, loaded and checked against each other before any device is taken."""
+"""Loads the networks of an evaluation, and checks that they and the data fit before any device is taken."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,9 +8,9 @@ from vqvae2 import distributed
 from vqvae2.data.class_names import comparable, composed, some
 from vqvae2.data.latents import LatentSpec, check_autoencoder
 from vqvae2.evaluation.data_module import EvaluationDataModule
-from vqvae2.evaluation.feature_networks import Eyes
+from vqvae2.evaluation.feature_networks import FeatureNetworks
 from vqvae2.evaluation.fractions import Rejection
-from vqvae2.evaluation.likelihood import CodeJudge
+from vqvae2.evaluation.likelihood import CodeFigures
 from vqvae2.evaluation.training_images import REAL
 from vqvae2.jobs.rejection_classifier import check_classifier, trained_for
 from vqvae2.metrics.features import FeatureNetwork, WeightsUnavailable
@@ -38,27 +38,27 @@ def load_autoencoder_of(path: str, data: EvaluationDataModule) -> Tokenizer:
     return network
 
 
-def load_eyes(
+def load_feature_networks(
     distance: tuple[str, str | None],
     manifold: tuple[str | None, str | None],
     data: EvaluationDataModule,
     folder: str | Path,
-) -> tuple[Eyes, list[str]]:
+) -> tuple[FeatureNetworks, list[str]]:
     """The feature networks, each by name and weights; without a name the second is the first.
 
-    Where weights cannot be downloaded, the classifier of the run stands in.
+    If weights cannot be downloaded, the classifier of the run is used instead.
 
     Args:
         distance: network for FID, IS and KID.
         manifold: network for precision, recall, density, coverage and nearest images.
-        data: whose images they look at.
+        data: whose images they get.
         folder: of the evaluation; the classifier's is beside it.
 
     Returns:
-        The networks, and a sentence for each that another one stands in for.
+        The networks, and a sentence for each that was replaced.
 
     Raises:
-        ValueError: they cannot be had, or are classifiers of other images.
+        ValueError: they are not available, or are classifiers of other images.
     """
     networks, notes = [], []
     for (name, weights), option in ((distance, "weights"), (manifold, "manifold_weights")):
@@ -66,11 +66,13 @@ def load_eyes(
             network = _feature_network(name, weights, option, data, Path(folder).absolute().parent)
             networks.append(network)
             if network.name != name:
-                notes.append(f"the weights of {name} cannot be had here: {network.weights} stands in for it.")
-    return Eyes(networks[0], networks[-1]), notes
+                notes.append(
+                    f"the weights of {name} are not available here; {network.weights} is used instead."
+                )
+    return FeatureNetworks(networks[0], networks[-1]), notes
 
 
-def load_code_judges(priors: Sequence[str], data: EvaluationDataModule) -> dict[str, CodeJudge]:
+def load_code_figures(priors: Sequence[str], data: EvaluationDataModule) -> dict[str, CodeFigures]:
     """One for the held-out codes and, if there are priors, one for the training codes.
 
     Raises:
@@ -85,11 +87,13 @@ def load_code_judges(priors: Sequence[str], data: EvaluationDataModule) -> dict[
         _check_classes(loaded.facts.get("classes", ()), data.manifest.classes, path, str(data.latents))
         networks[loaded.facts["level"]] = loaded.network
     if len(networks) < len(priors):
-        raise ValueError(f"Several of the priors {', '.join(priors)} are of one level, wanted one each.")
+        raise ValueError(
+            f"Several of the priors {', '.join(priors)} are of one level, wanted one for each level."
+        )
     size = {"num_pixels": math.prod(size_of(data.image_size)), "channels": data.channels}
     splits = ("train", "val") if priors else ("val",)
     return {
-        f"latents_{split}": CodeJudge(split, spec, networks, **size)
+        f"latents_{split}": CodeFigures(split, spec, networks, **size)
         for split in splits
         if f"latents_{split}" in data.test_names
     }
@@ -98,12 +102,12 @@ def load_code_judges(priors: Sequence[str], data: EvaluationDataModule) -> dict[
 def check_counts(
     data: EvaluationDataModule, wanted: Wanted, rejection: Rejection, max_features: int | None
 ) -> None:
-    """Refuses to judge fewer images than the figures need.
+    """Refuses an evaluation of fewer images than the figures need.
 
-    Of the best fractions, figures that need more than they have are left out, which the verdict says.
+    A best fraction may have fewer. Figures that need more are left out for it, and the evaluation says so.
 
     Raises:
-        ValueError: says how many would do.
+        ValueError: says how many are enough.
     """
     least = wanted.least()
     kept = min(data.num_test_samples(REAL), max_features or data.num_test_samples(REAL))
@@ -112,16 +116,17 @@ def check_counts(
     each = rejection.samples_each
     for name in data.candidates:
         counts = data.labels_of(name).unique(return_counts=True)[1].tolist()
-        judged = min(sum(counts), each or sum(counts))
+        evaluated = min(sum(counts), each or sum(counts))
         if 1.0 in rejection.fractions_of(name):
-            _check_enough(least, judged, f"{judged} of the samples '{name}' to judge", "Draw more")
+            _check_enough(least, evaluated, f"{evaluated} of the samples '{name}' to evaluate", "Draw more")
         fewest = max(least["fid"], least["is"]) if each is None else each
         for fraction in rejection.fractions_of(name):
             kept = sum(num_kept(count, fraction) for count in counts)
             if kept < fewest:
                 raise ValueError(
                     f"The fraction {fraction} keeps {kept} of the {sum(counts)} samples '{name}', wanted at "
-                    f"least {fewest}. {num_enough(fewest, fraction)} samples would do; or leave it out."
+                    f"least {fewest}. {num_enough(fewest, fraction)} samples are enough. Or leave this "
+                    "fraction out."
                 )
 
 
@@ -144,12 +149,12 @@ def _feature_network(
         network = FeatureNetwork(name, weights, option=option)
     except WeightsUnavailable as error:
         missing = error
-    if not all(distributed.all_gather_objects(missing is None)):  # all ranks look through the same network
+    if not all(distributed.all_gather_objects(missing is None)):  # all ranks use the same network
         weights = str(run / _STAND_IN)
         if not Path(weights).is_file():
             raise ValueError(
                 f"{missing or f'Another rank cannot get the weights of {name}.'} The classifier of this run "
-                f"would stand in, but there is none: {weights}."
+                f"could be used instead, but there is none: {weights}."
             )
         network = FeatureNetwork(ClassifierModule.kind, weights)
     if isinstance(network.extractor, ClassifierFeatures):

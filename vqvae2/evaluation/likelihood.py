@@ -1,4 +1,4 @@
-"""What priors say of codes, and how many codes are used.
+"""Likelihoods of codes under the priors, and how many codes are used.
 
 Shape legend: B batch, h w a level's grid.
 """
@@ -13,7 +13,7 @@ from vqvae2.metrics.sums import CodebookUse, Likelihood
 from vqvae2.nn.contracts import PriorNetwork
 
 
-class CodeJudge(nn.Module):
+class CodeFigures(nn.Module):
     """Measures, on one split of the latents, how well priors predict the codes and how many codes are used.
 
     Args:
@@ -69,7 +69,7 @@ class CodeJudge(nn.Module):
 
 
 def storage_figures(spec: LatentSpec, *, num_pixels: int, channels: int) -> dict[str, float]:
-    """What the codes take without a prior, log₂ K bits each, and how much less than images of 8 bits that is.
+    """The size of the codes without a prior, log₂ K bits each, and the compression against images of 8 bits.
 
     The compression is given in bits, and in numbers of values.
     """

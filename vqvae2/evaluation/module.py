@@ -1,4 +1,4 @@
-"""The verdict: samples, reconstructions and priors of a run, in figures."""
+"""The evaluation job: computes figures for samples, reconstructions and priors of a run."""
 
 import math
 import shlex
@@ -20,12 +20,17 @@ from vqvae2.data.latents import LatentBatch
 from vqvae2.evaluation.data_module import EvaluationDataModule
 from vqvae2.evaluation.feature_cache import RecordStore
 from vqvae2.evaluation.fractions import Rejection
-from vqvae2.evaluation.inputs import check_counts, load_autoencoder_of, load_code_judges, load_eyes
+from vqvae2.evaluation.inputs import (
+    check_counts,
+    load_autoencoder_of,
+    load_code_figures,
+    load_feature_networks,
+)
 from vqvae2.evaluation.likelihood import storage_figures
 from vqvae2.evaluation.provenance import surroundings
 from vqvae2.evaluation.results import FORMAT, SetFigures, fit_sizes, print_table, run_legend, single_figures
-from vqvae2.evaluation.sample_sets import HELD_OUT, ImageSet, SetsJudge
-from vqvae2.evaluation.training_images import REAL, ReferenceJudge
+from vqvae2.evaluation.sample_sets import HELD_OUT, ImageSet, ImageSets
+from vqvae2.evaluation.training_images import REAL, ReferenceImages
 from vqvae2.metrics.sizes import InfinitySizes, KernelSubsets, Neighbourhoods, Size, Wanted
 from vqvae2.nn.checks import require
 from vqvae2.nn.contracts import Tokenizer
@@ -36,36 +41,37 @@ REPORT = "metrics.json"  # in the run folder, trainer.default_root_dir
 
 
 class EvaluationModule(L.LightningModule):
-    """Judges what an `EvaluationDataModule` reads, prints the figures and writes them to the run folder.
+    """Evaluates what an `EvaluationDataModule` reads, prints the figures and writes them to the run folder.
 
     Args:
         features: network whose features give FID, IS and KID: one of torch-fidelity's, such as
-            "inception-v3-compat" (the figures proper), or "classifier", one trained by this suite.
+            "inception-v3-compat" (the standard one), or "classifier", one trained by this suite.
         weights: its weights; a checkpoint for "classifier"; null downloads those of torch-fidelity.
-        manifold_features: likewise for precision, recall, density, coverage and nearest images, "vgg16" for
-            the figures proper; null takes the network above.
+        manifold_features: the same for precision, recall, density, coverage and nearest images; "vgg16" is
+            the standard one, null takes the network above.
         manifold_weights: its weights.
         autoencoder: checkpoint; the error and the quality of its reconstructions are measured, and FID*,
-            which holds the samples against reconstructions of the real images.
+            which compares the samples with reconstructions of the real images.
         priors: checkpoints, top first; their likelihoods are measured on the latents.
-        splits: parts of the samples that the Inception score is averaged over; papers take 10. Like the
-            sizes of the next three it may be auto: as published, or as many as there are images for.
+        splits: parts of the samples that the Inception score is averaged over; papers take 10. This and the
+            sizes of the next three may be auto: the published number, or fewer if there are fewer images.
         kid: subsets for the kernel inception distance; null leaves it out.
         fid_infinity: sizes for FID-infinity; null leaves it out.
         manifold: neighbours for precision, recall, density and coverage; null leaves them out.
         queries: so many of the first candidate's samples are shown beside their nearest training images.
-        nearest: how many of those.
-        fractions: of the samples, the best of each class by a critic (section 3.3), that are judged, each by
-            itself; 1 is all samples. The set of a fraction has its number in its name, as "samples@0.25".
-        critic: classifier that scores the samples, as `load_critic` takes it; null takes the scores that the
-            sample job wrote.
-        samples_each: judge so many samples of each fraction, from all classes alike. A Fréchet distance
-            falls as their number rises, so a curve over fractions wants the same number in all: draw this
-            number divided by the smallest fraction. Null judges all that a fraction keeps.
+        nearest: number of nearest training images for each.
+        fractions: evaluate the best samples of each class by their scores (section 3.3), one set for each
+            fraction; 1 is all samples. The name of such a set ends in its fraction, as "samples@0.25".
+        rejection_classifier: classifier that scores the samples, as `load_rejection_classifier` takes it;
+            null takes the scores that the sample job wrote.
+        samples_each: evaluate so many samples of each fraction, equally many of each class. A Fréchet
+            distance falls as the number of images rises, so a curve over fractions needs the same number at
+            every point: draw this number divided by the smallest fraction. Null evaluates all samples that a
+            fraction keeps.
         max_features: features of so many real images, evenly spread, are kept for the figures that compare
             images pair by pair; null keeps all.
-        keep: folder where what the networks saw of the real images is kept for the next verdict; null
-            looks each time.
+        keep: folder for the features and statistics of the real images, so that the next evaluation need not
+            compute them again; null keeps nothing.
     """
 
     def __init__(
@@ -84,7 +90,7 @@ class EvaluationModule(L.LightningModule):
         queries: int = 0,
         nearest: int = 5,
         fractions: Sequence[float] = (1.0,),
-        critic: str | None = None,
+        rejection_classifier: str | None = None,
         samples_each: int | None = None,
         max_features: int | None = None,
         keep: str | None = None,
@@ -96,10 +102,10 @@ class EvaluationModule(L.LightningModule):
         self.priors = priors or []
         self.wanted = Wanted(splits=splits, kid=kid, fid_infinity=fid_infinity, manifold=manifold)
         self.queries, self.nearest = queries, nearest
-        self.rejection = Rejection(fractions, critic, samples_each)
+        self.rejection = Rejection(fractions, rejection_classifier, samples_each)
         self.max_features = max_features
         self.store = RecordStore(keep)
-        self.verdict: dict[str, Any] | None = None  # what was written, after the test
+        self.evaluation: dict[str, Any] | None = None  # what was written, after the test
         self._check_arguments()
 
     def setup(self, stage: str) -> None:
@@ -113,34 +119,34 @@ class EvaluationModule(L.LightningModule):
         if bool(data.candidates) != (self.features is not None):
             raise ValueError(
                 f"data.init_args.samples is {data.samples} and model.init_args.features is {self.features}: "
-                "give both, to judge samples, or neither."
+                "give both, to evaluate samples, or neither."
             )
         self.rejection.prepare(data)
-        self.eyes, self.notes = None, []
+        self.feature_networks, self.notes = None, []
         if self.features is not None:
             manifold = (self.manifold_features, self.manifold_weights)
             distance = (self.features, self.weights)
             folder = self.trainer.default_root_dir
-            self.eyes, self.notes = load_eyes(distance, manifold, data, folder)
+            self.feature_networks, self.notes = load_feature_networks(distance, manifold, data, folder)
             for note in self.notes:
                 rank_zero_info(note)
-        networks = {"eyes": self.eyes, "autoencoder": autoencoder}
-        self.reference = ReferenceJudge(
+        networks = {"feature_networks": self.feature_networks, "autoencoder": autoencoder}
+        self.reference = ReferenceImages(
             data, **networks, wanted=self.wanted, store=self.store, max_features=self.max_features
         )
-        self.sets = SetsJudge(data, **networks)
-        if self.eyes is not None:
+        self.sets = ImageSets(data, **networks)
+        if self.feature_networks is not None:
             check_counts(data, self.wanted, self.rejection, self.max_features)
-        self.codes = nn.ModuleDict({} if data.latents is None else load_code_judges(self.priors, data))
+        self.codes = nn.ModuleDict({} if data.latents is None else load_code_figures(self.priors, data))
         self._check_loaders(data)
         data.select(self._loaders())
 
     def on_test_start(self) -> None:
-        """Scores the samples, if a critic is given, and decides which of them are judged."""
+        """Scores the samples if a rejection classifier is given, and decides which of them are evaluated."""
         self._started_s = time.monotonic()
         data = self.trainer.datamodule
-        self.sets.judge(self.rejection.choose(data, self.device))
-        if self.eyes is not None and self.queries:
+        self.sets.select(self.rejection.choose(data, self.device))
+        if self.feature_networks is not None and self.queries:
             first = next(iter(data.candidates))
             self.reference.search(first, queries=self.queries, nearest=self.nearest, device=self.device)
 
@@ -169,15 +175,17 @@ class EvaluationModule(L.LightningModule):
         legend = {key: run_legend(key) for key in figures}
         left_out: list[dict[str, str]] = []
         wanted, fits = self.wanted, []
-        if self.eyes is not None:
+        if self.feature_networks is not None:
             reference = self.reference.reference()
             seen = self.sets.sets()
             wanted, fits = fit_sizes(self.wanted, seen, len(reference.real_features))
-            judge = SetFigures(self.eyes, wanted, num_classes=data.num_classes, rejection=self.rejection)
-            sets = [self._row(found, judge.compute(found, reference), data) for found in seen]
-            legend |= judge.legend
-            left_out = judge.left_out
-        self.verdict = {
+            computed = SetFigures(
+                self.feature_networks, wanted, num_classes=data.num_classes, rejection=self.rejection
+            )
+            sets = [self._row(found, computed.compute(found, reference), data) for found in seen]
+            legend |= computed.legend
+            left_out = computed.left_out
+        self.evaluation = {
             "format": FORMAT,
             "sets": sets,
             "figures": figures,
@@ -197,8 +205,8 @@ class EvaluationModule(L.LightningModule):
 
     def _run_figures(self, data: EvaluationDataModule) -> dict[str, float]:
         figures = self.reference.figures() | self.sets.figures()
-        for judge in self.codes.values():
-            figures |= judge.figures()
+        for codes in self.codes.values():
+            figures |= codes.figures()
         if data.latents is not None:
             size = {"num_pixels": math.prod(size_of(data.image_size)), "channels": data.channels}
             figures |= storage_figures(data.latent_spec, **size)
@@ -217,14 +225,14 @@ class EvaluationModule(L.LightningModule):
         }
 
     def _facts(self, data: EvaluationDataModule, counts: dict[str, int]) -> dict[str, Any]:
-        """What was judged by whom, and how."""
+        """What was evaluated, with which networks and settings."""
         unreadable = {name: data.num_test_samples(name) - count for name, count in counts.items()}
-        if self.eyes is not None and REAL not in counts:  # kept from an earlier verdict
+        if self.feature_networks is not None and REAL not in counts:  # kept from an earlier evaluation
             counts = counts | {REAL: self.reference.num_images}
         return {
             "counts": counts,
             "unreadable": unreadable,
-            "networks": {} if self.eyes is None else self.eyes.describe(),
+            "networks": {} if self.feature_networks is None else self.feature_networks.describe(),
             "rejection": self.rejection.report(),
             "classes": list(data.classes),
             "inputs": {
@@ -243,19 +251,19 @@ class EvaluationModule(L.LightningModule):
         }
 
     def _publish(self) -> None:
-        """Logs every single figure, writes the verdict and prints it."""
+        """Logs every single figure, writes the evaluation and prints it."""
         for logger in self.trainer.loggers:
-            logger.log_metrics(single_figures(self.verdict), step=self.global_step)
+            logger.log_metrics(single_figures(self.evaluation), step=self.global_step)
         if self.trainer.is_global_zero:
             path = Path(self.trainer.default_root_dir, REPORT)
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, self.verdict)
-            print_table(self.verdict)
+            write_json(path, self.evaluation)
+            print_table(self.evaluation)
             print(f"All figures with counts and inputs: {path}")
 
     def _loaders(self) -> set[str]:
         names = self.sets.loaders | set(self.codes)
-        searches = self.eyes is not None and self.queries > 0
+        searches = self.feature_networks is not None and self.queries > 0
         return names | ({REAL} if self.reference.needed or searches else set())
 
     def _check_arguments(self) -> None:
@@ -270,7 +278,7 @@ class EvaluationModule(L.LightningModule):
             )
 
     def _check_loaders(self, data: EvaluationDataModule) -> None:
-        """Refuses networks that would have nothing to look at."""
+        """Refuses networks for which there is no data."""
         if self.priors and data.latents is None:
             raise ValueError(
                 "There are priors but no latents to measure them on: give data.init_args.latents."
@@ -282,5 +290,6 @@ class EvaluationModule(L.LightningModule):
             )
         if not self._loaders():
             raise ValueError(
-                "There is nothing to judge: give samples and features, an autoencoder, or latents and priors."
+                "There is nothing to evaluate: give samples and features, an autoencoder, or latents and "
+                "priors."
             )

@@ -1,8 +1,8 @@
-"""What there is to see in a verdict: pictures in the run folder; in W&B also tables, curves and a summary.
+"""The pictures of an evaluation, written to the run folder; in W&B also tables, curves and a summary.
 
-samples                 a class a column; samples-CANDIDATE where several candidates are judged
+samples                 one class per column; samples-CANDIDATE where several candidates are evaluated
 reconstructions         held-out images level by level, the original last
-neighbours-features     a row a sample: itself, then its nearest training images by a network's features
+neighbours-features     one sample per row, then its nearest training images by a network's features
 neighbours-pixels       the same by pixels
 """
 
@@ -23,23 +23,23 @@ from vqvae2.runs.loggers import WandbLogger
 from vqvae2.runs.previews import level_by_level
 
 GREY = 128  # a cell without an image
-SETS, RUN = "verdict/sets", "verdict/run"  # W&B's tables
+SETS, RUN = "evaluation/sets", "evaluation/run"  # W&B's tables
 CURVES = {  # W&B's plots: title, the metric along x, those along y
-    "verdict/fid-is": ("FID and FID* against IS", "is", ("fid", "fid_star")),
-    "verdict/precision-recall": ("precision against recall", "recall", ("precision",)),
+    "evaluation/fid-is": ("FID and FID* against IS", "is", ("fid", "fid_star")),
+    "evaluation/precision-recall": ("precision against recall", "recall", ("precision",)),
 }
 NEIGHBOURS = {"features": "neighbours-features", "pixels": "neighbours-pixels"}
 
 
-class VerdictPictures(L.Callback):
-    """Draws and logs the verdict of an `EvaluationModule` once it is there; see the top of this file.
+class EvaluationPictures(L.Callback):
+    """Draws and logs the pictures of an `EvaluationModule` when its figures are computed.
 
-    Only the first rank does: the networks of a verdict are not sharded. Images that cannot be read are left
-    out; the verdict counts them.
+    The top of this file lists them. Only the first rank draws, because the networks are not sharded. Images
+    that cannot be read are left out; the evaluation counts them.
 
     Args:
-        columns: at most so many classes of samples, evenly spread over all; without labels, images in a row.
-        rows: at most so many samples of a class, and so many reconstructions.
+        columns: at most so many classes of samples, evenly spread over all; without labels, images per row.
+        rows: at most so many samples of each class, and so many reconstructions.
     """
 
     def __init__(self, columns: int = 10, rows: int = 8) -> None:
@@ -57,10 +57,10 @@ class VerdictPictures(L.Callback):
             log_picture(trainer, name, picture)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                log_verdict(logger, pl_module.verdict, trainer.global_step)
+                log_evaluation(logger, pl_module.evaluation, trainer.global_step)
 
     def pictures(self, data: EvaluationDataModule, module: L.LightningModule) -> Iterator[tuple[str, Tensor]]:
-        """Names and pictures, uint8 [C, height, width], of what was judged."""
+        """Names and pictures, uint8 [C, height, width], of what was evaluated."""
         for name in data.candidates:
             shown = samples_by_class(data, name, columns=self.columns, rows=self.rows)
             if shown is not None:
@@ -71,7 +71,7 @@ class VerdictPictures(L.Callback):
                 originals = from_uint8(torch.stack(images).to(module.device))
                 yield "reconstructions", level_by_level(module.autoencoder_network, originals)
         for measure, name in NEIGHBOURS.items():
-            rows = neighbour_rows(data, module.verdict.get("neighbours", []), measure)
+            rows = neighbour_rows(data, module.evaluation.get("neighbours", []), measure)
             if rows:
                 yield name, beside_neighbours(rows)
 
@@ -143,17 +143,17 @@ class Point(NamedTuple):
     y: float
 
 
-def figure_key(verdict: dict[str, Any], metric: str) -> str | None:
+def figure_key(evaluation: dict[str, Any], metric: str) -> str | None:
     """Under which the figures of a metric are: it may name a network too. None if there are none."""
-    keys = (key for key, entry in verdict["legend"].items() if entry["metric"] == metric)
+    keys = (key for key, entry in evaluation["legend"].items() if entry["metric"] == metric)
     return next(keys, None)
 
 
-def curves(verdict: dict[str, Any], x: str, y: str) -> dict[str | None, list[Point]]:
+def curves(evaluation: dict[str, Any], x: str, y: str) -> dict[str | None, list[Point]]:
     """Quality against diversity: one metric against another, as figure 7 of the paper has it.
 
     Args:
-        verdict: the content of `metrics.json`.
+        evaluation: the content of `metrics.json`.
         x: a metric, such as `is`.
         y: a metric, such as `fid`.
 
@@ -161,9 +161,9 @@ def curves(verdict: dict[str, Any], x: str, y: str) -> dict[str | None, list[Poi
         The points of each curve. A candidate's name stands for the fractions of it that were kept, None for
         the candidates, each whole. Curves of fewer than two points are left out.
     """
-    x_key, y_key = figure_key(verdict, x), figure_key(verdict, y)
+    x_key, y_key = figure_key(evaluation, x), figure_key(evaluation, y)
     found: dict[str | None, list[Point]] = {None: []}
-    for row in verdict["sets"]:
+    for row in evaluation["sets"]:
         figures = row["figures"]
         if row["kind"] != "samples" or figures.get(x_key) is None or figures.get(y_key) is None:
             continue
@@ -174,22 +174,22 @@ def curves(verdict: dict[str, Any], x: str, y: str) -> dict[str | None, list[Poi
     return {name: points for name, points in found.items() if len(points) > 1}
 
 
-def log_verdict(logger: WandbLogger, verdict: dict[str, Any], step: int) -> None:
-    """Sends a verdict's figures to W&B: two tables, the curves that there are, and the run's summary."""
+def log_evaluation(logger: WandbLogger, evaluation: dict[str, Any], step: int) -> None:
+    """Sends an evaluation's figures to W&B: two tables, the curves that there are, and the run's summary."""
     import wandb
 
-    legend = {key: entry["name"] for key, entry in verdict["legend"].items()}
-    run = [[legend.get(key, key), value] for key, value in verdict["figures"].items()]
+    legend = {key: entry["name"] for key, entry in evaluation["legend"].items()}
+    run = [[legend.get(key, key), value] for key, value in evaluation["figures"].items()]
     logged = {
-        SETS: wandb.Table(*_sets_table(verdict, legend)),
+        SETS: wandb.Table(*_sets_table(evaluation, legend)),
         RUN: wandb.Table(["figure", "value"], run),
         "trainer/global_step": step,
     }
     for name, (title, x, ys) in CURVES.items():
         lines = {
-            f"{legend[figure_key(verdict, y)]} of {curve or 'all candidates'}": points
+            f"{legend[figure_key(evaluation, y)]} of {curve or 'all candidates'}": points
             for y in ys
-            for curve, points in curves(verdict, x, y).items()
+            for curve, points in curves(evaluation, x, y).items()
         }
         if lines:
             logged[name] = wandb.plot.line_series(
@@ -197,19 +197,23 @@ def log_verdict(logger: WandbLogger, verdict: dict[str, Any], step: int) -> None
                 [[point.y for point in points] for points in lines.values()],
                 keys=list(lines),
                 title=title,
-                xname=legend[figure_key(verdict, x)],
+                xname=legend[figure_key(evaluation, x)],
             )
     logger.experiment.log(logged)
-    logger.experiment.summary.update(single_figures(verdict))
+    logger.experiment.summary.update(single_figures(evaluation))
 
 
-def _sets_table(verdict: dict[str, Any], legend: dict[str, str]) -> tuple[list[str], list[list[Any]]]:
+def _sets_table(evaluation: dict[str, Any], legend: dict[str, str]) -> tuple[list[str], list[list[Any]]]:
     """Columns, and a row a set; figures class by class have no place in it."""
     used = {
-        key for row in verdict["sets"] for key, value in row["figures"].items() if not isinstance(value, list)
+        key
+        for row in evaluation["sets"]
+        for key, value in row["figures"].items()
+        if not isinstance(value, list)
     }
     keys = [key for key in legend if key in used]
     rows = [
-        [row["key"], row["num_images"], *(row["figures"].get(key) for key in keys)] for row in verdict["sets"]
+        [row["key"], row["num_images"], *(row["figures"].get(key) for key in keys)]
+        for row in evaluation["sets"]
     ]
     return ["set", "images", *(legend[key] for key in keys)], rows

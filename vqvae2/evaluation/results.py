@@ -1,12 +1,13 @@
-"""The figures of a verdict, named so that nobody takes one for another, and the table of them."""
+"""The figures of an evaluation under names that cannot be confused, and the printed table of them."""
 
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vqvae2.evaluation.feature_networks import DISTANCE, MANIFOLD, Eyes
+from vqvae2.evaluation.feature_networks import DISTANCE, MANIFOLD, FeatureNetworks
 from vqvae2.evaluation.fractions import Rejection
 from vqvae2.evaluation.sample_sets import ImageSet
+from vqvae2.jobs.scores import LOG_SCORE
 from vqvae2.metrics.accuracy import Tally
 from vqvae2.metrics.labels import METRICS, metric_key, metric_label
 from vqvae2.metrics.quality import Reference, quality
@@ -14,7 +15,7 @@ from vqvae2.metrics.sizes import Wanted, fitted
 from vqvae2.nn.weights import fingerprint
 from vqvae2.training.classifier import ClassifierFeatures
 
-FORMAT = "vqvae2-verdict-2"
+FORMAT = "vqvae2-verdict-2"  # the name since the first evaluations; kept so that they can still be read
 _SPLITS = {"train": "training images", "val": "held-out images"}
 _RUN_FIGURES = {  # key: name, and which way is better; {0} and {1} are the groups
     r"mse_(train|val)": ("MSE of reconstructions, {0}, pixels in [-1, 1]", "lower"),
@@ -42,13 +43,13 @@ def run_legend(key: str) -> dict[str, Any]:
 
 
 def fit_sizes(wanted: Wanted, sets: Sequence[ImageSet], num_real: int) -> tuple[Wanted, list[str]]:
-    """What is wanted with sizes that fit the images that could be read, and what is to be said of them.
+    """The wanted figures with sizes that fit the images that could be read, and notes for the user.
 
-    Of samples that are judged in fractions the largest counts; of the others some figures are left out.
+    For samples in fractions the sizes fit the largest; smaller fractions lack some figures.
 
     Args:
         wanted: may say "auto".
-        sets: all that are judged.
+        sets: all that are evaluated.
         num_real: real images whose features are kept.
     """
     largest: dict[str, int] = {}
@@ -64,20 +65,22 @@ class SetFigures:
     """Computes the figures of sets and remembers what they are called.
 
     Args:
-        eyes: whose features are compared.
+        feature_networks: whose features are compared.
         wanted: which figures.
         num_classes: of the images; 0 when unlabelled.
-        rejection: has chosen the samples.
+        rejection: which has chosen the samples.
     """
 
-    def __init__(self, eyes: Eyes, wanted: Wanted, *, num_classes: int, rejection: Rejection) -> None:
-        self.eyes = eyes
+    def __init__(
+        self, feature_networks: FeatureNetworks, wanted: Wanted, *, num_classes: int, rejection: Rejection
+    ) -> None:
+        self.feature_networks = feature_networks
         self.wanted = wanted
         self.rejection = rejection
-        classifier = eyes.distance.extractor
+        classifier = feature_networks.distance.extractor
         self.num_classes = num_classes if isinstance(classifier, ClassifierFeatures) else 0
-        critics = rejection.fingerprints.values()
-        self.judges_itself = self.num_classes > 0 and fingerprint(classifier.network) in critics
+        scorers = rejection.fingerprints.values()
+        self.by_scorer = self.num_classes > 0 and fingerprint(classifier.network) in scorers
         self.legend: dict[str, dict[str, Any]] = {}
         self.left_out: list[dict[str, str]] = []
 
@@ -92,17 +95,17 @@ class SetFigures:
             accuracy = tally.accuracy()
             found["class_accuracy"], found["class_accuracy_by_class"] = accuracy.top1, accuracy.by_class
         if images.part is not None and images.part.log_score is not None:
-            found["critic_log_score"] = images.part.log_score
+            found[LOG_SCORE] = images.part.log_score
         self._note_left_out(images, found)
         return {self._key(metric): value for metric, value in found.items()}
 
     def _key(self, metric: str) -> str:
         """A figure of another network than the metric's own never has the plain name."""
         of_manifold = metric in ("precision", "recall", "density", "coverage")
-        network = self.eyes.manifold if of_manifold else self.eyes.distance
+        network = self.feature_networks.manifold if of_manifold else self.feature_networks.distance
         key, name = metric_key(metric, network.name), metric_label(metric, network.name)
-        if metric.startswith("class_accuracy") and self.judges_itself:
-            name += ", by the critic itself"
+        if metric.startswith("class_accuracy") and self.by_scorer:
+            name += ", by the rejection classifier itself"
         self.legend[key] = {"name": name, "metric": metric, "better": METRICS[metric].better}
         return key
 
@@ -113,30 +116,30 @@ class SetFigures:
                 continue
             reason = f"it needs {least} images"
             if count >= least:  # only the Inception score
-                reason = f"{self.eyes.distance.name} has no classes"
+                reason = f"{self.feature_networks.distance.name} has no classes"
             self.left_out.append({"set": images.key, "metric": metric, "reason": reason})
         part = images.part
         if part is not None and self.rejection.fractions_of(part.candidate) != self.rejection.fractions:
-            reason = "without labels no sample is the best of its class"
+            reason = "samples without labels cannot be ranked within a class"
             self.left_out.append({"set": images.key, "metric": "fractions", "reason": reason})
 
 
-def single_figures(verdict: Mapping[str, Any]) -> dict[str, float]:
-    """All figures of a verdict but those class by class, under the names that loggers have for them."""
-    figures = {f"test/{key}": value for key, value in verdict["figures"].items()}
-    for row in verdict["sets"]:
+def single_figures(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """All figures of an evaluation but those class by class, under the names that loggers have for them."""
+    figures = {f"test/{key}": value for key, value in evaluation["figures"].items()}
+    for row in evaluation["sets"]:
         figures |= {f"test/{row['key']}/{key}": value for key, value in row["figures"].items()}
     return {key: value for key, value in figures.items() if not isinstance(value, list)}
 
 
-def print_table(verdict: Mapping[str, Any]) -> None:
+def print_table(evaluation: Mapping[str, Any]) -> None:
     """A line a figure: those of the sets with a column a set, then those of the run."""
-    names = {key: entry["name"] for key, entry in verdict["legend"].items()}
+    names = {key: entry["name"] for key, entry in evaluation["legend"].items()}
     width = max(map(len, names.values()), default=0)
     print()  # ends the progress bar's line
-    for note in verdict["notes"]:
+    for note in evaluation["notes"]:
         print(f"Note: {note}")
-    if sets := verdict["sets"]:
+    if sets := evaluation["sets"]:
         columns = [max(len(found["key"]), 9) for found in sets]
         _print_row("", [found["key"] for found in sets], width, columns)
         _print_row("images", [str(found["num_images"]) for found in sets], width, columns)
@@ -144,7 +147,7 @@ def print_table(verdict: Mapping[str, Any]) -> None:
             values = [found["figures"].get(key) for found in sets]
             if not any(isinstance(value, list) for value in values):
                 _print_row(names[key], [_short(value) for value in values], width, columns)
-    for key, value in verdict["figures"].items():
+    for key, value in evaluation["figures"].items():
         _print_row(names[key], [_short(value)], width, [9])
 
 

@@ -1,4 +1,4 @@
-"""What samples are held against: real images and their reconstructions, as networks see them."""
+"""The reference that samples are compared with: features of real images and of their reconstructions."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from vqvae2 import distributed
 from vqvae2.data.images import ImageBatch
 from vqvae2.evaluation.data_module import EvaluationDataModule, spread
 from vqvae2.evaluation.feature_cache import Kept, RecordStore
-from vqvae2.evaluation.feature_networks import DISTANCE, Eyes
+from vqvae2.evaluation.feature_networks import DISTANCE, FeatureNetworks
 from vqvae2.metrics.feature_statistics import Collector
 from vqvae2.metrics.nearest_training import NearestTrainingImages
 from vqvae2.metrics.quality import Reference, Wanted
@@ -30,12 +30,12 @@ class Nearest(NamedTuple):
     found: dict[str, NearestTrainingImages]  # by "features" and "pixels"
 
 
-class ReferenceJudge(nn.Module):
-    """Looks at the real images once; what it found is kept for the next verdict on other samples.
+class ReferenceImages(nn.Module):
+    """Computes the features of the real images once, and keeps them for the next evaluation of other samples.
 
     Args:
         data: has the loader "real".
-        eyes: None measures the reconstructions' error alone.
+        feature_networks: None measures the reconstructions' error alone.
         autoencoder: None leaves the reconstructions out.
         wanted: figures that the reference is for.
         store: where the records are kept.
@@ -47,20 +47,20 @@ class ReferenceJudge(nn.Module):
         self,
         data: EvaluationDataModule,
         *,
-        eyes: Eyes | None,
+        feature_networks: FeatureNetworks | None,
         autoencoder: Tokenizer | None,
         wanted: Wanted,
         store: RecordStore,
         max_features: int | None,
     ) -> None:
         super().__init__()
-        self.data, self.eyes, self.autoencoder = data, eyes, autoencoder
+        self.data, self.feature_networks, self.autoencoder = data, feature_networks, autoencoder
         self.wanted, self.store, self.max_features = wanted, store, max_features
         self.error: ReconstructionError | None = None
         self.nearest: Nearest | None = None
         self.kept: dict[tuple[str, str], Kept] = {}  # by set and role
         self.collectors = nn.ModuleDict()  # of what is not kept: by set, then by role
-        if eyes is not None:
+        if feature_networks is not None:
             self._prepare_collectors()
         rebuilt = self.kept.get((RECONSTRUCTED, DISTANCE))
         if autoencoder is not None and data.real == "train" and rebuilt is None:
@@ -68,32 +68,32 @@ class ReferenceJudge(nn.Module):
 
     @property
     def needed(self) -> bool:
-        """Whether it has to see the real images."""
+        """Whether it has to read the real images."""
         return bool(self.error or self.nearest or any(len(found) for found in self.collectors.values()))
 
     @property
     def num_images(self) -> int:
-        """Real images that it has seen, or that a kept record is of."""
+        """Number of real images that it has read, or that a kept record is of."""
         return next(kept.record.count for (name, _), kept in self.kept.items() if name == REAL)
 
     def search(self, candidate: str, *, queries: int, nearest: int, device: torch.device) -> None:
-        """Takes samples of a candidate, from all classes alike, whose nearest real images are to be found."""
+        """Starts a search for the nearest real images of some samples, equally many of each class."""
         by_class = self.data.labels_of(candidate).argsort(stable=True)
         count = min(queries, len(by_class))
         chosen = by_class[(2 * torch.arange(count) + 1) * len(by_class) // (2 * count)]
         pixels = torch.stack([self.data.picture(candidate, i) for i in chosen.tolist()]).to(device)
         images = from_uint8(pixels)
-        role = self.eyes.manifold_role
-        features = self.eyes.look(images, {role})[role].features
+        role = self.feature_networks.manifold_role
+        features = self.feature_networks.features(images, {role})[role].features
         spaces = {"features": features, "pixels": images}
         found = {name: NearestTrainingImages(values, nearest) for name, values in spaces.items()}
         self.nearest = Nearest(candidate, chosen, found)
 
     def update(self, batch: ImageBatch) -> None:
-        """Looks at real images and, where wanted, at their reconstructions."""
+        """Takes real images and, where wanted, their reconstructions."""
         if not len(batch.images):  # every image of the batch was unreadable
             return
-        self._look(batch)
+        self._collect(batch)
         collects = RECONSTRUCTED in self.collectors and DISTANCE in self.collectors[RECONSTRUCTED]
         if self.error is None and not collects:
             return
@@ -101,7 +101,7 @@ class ReferenceJudge(nn.Module):
         if self.error is not None:
             self.error.update(batch.images, images)
         if collects:
-            seen = self.eyes.look(images, {DISTANCE})[DISTANCE]
+            seen = self.feature_networks.features(images, {DISTANCE})[DISTANCE]
             self.collectors[RECONSTRUCTED][DISTANCE].update(seen, batch.index)
 
     def figures(self) -> dict[str, float]:
@@ -113,7 +113,7 @@ class ReferenceJudge(nn.Module):
         return {} if rebuilt is None else rebuilt.figures
 
     def reference(self) -> Reference:
-        """What the networks saw, which is written to the store; every rank must call this."""
+        """The features and statistics, which are also written to the store; every rank must call this."""
         figures = self.figures()
         for name, collectors in self.collectors.items():
             for role, collector in collectors.items():
@@ -126,9 +126,11 @@ class ReferenceJudge(nn.Module):
                 if distributed.rank() == 0:
                     self.store.write(self.identity(name, role), kept)
                 self.kept[name, role] = kept
-        device = next(self.eyes.parameters()).device  # records from the store are on the processor
+        device = next(
+            self.feature_networks.parameters()
+        ).device  # records from the store are on the processor
         real = self.kept[REAL, DISTANCE].record
-        manifold = self.kept[REAL, self.eyes.manifold_role].record
+        manifold = self.kept[REAL, self.feature_networks.manifold_role].record
         rebuilt = self.kept.get((RECONSTRUCTED, DISTANCE))
         return Reference(
             real.gaussian(),
@@ -159,7 +161,7 @@ class ReferenceJudge(nn.Module):
 
     def identity(self, name: str, role: str) -> dict[str, Any]:
         """What a record is of."""
-        network = self.eyes.networks[role]
+        network = self.feature_networks.by_role[role]
         return {
             "set": name,
             "images": self.data.identity_of(REAL),
@@ -173,10 +175,12 @@ class ReferenceJudge(nn.Module):
         image = torch.zeros(1, self.data.channels, *size_of(self.data.image_size))
         size = self.data.num_test_samples(REAL)
         kept = {REAL: self.max_features, RECONSTRUCTED: 0}
-        roles = {REAL: list(self.eyes.networks)}
+        roles = {REAL: list(self.feature_networks.by_role)}
         if self.autoencoder is not None:
             roles[RECONSTRUCTED] = [DISTANCE]
-        for name, seen in ((name, self.eyes.look(image, chosen)) for name, chosen in roles.items()):
+        for name, seen in (
+            (name, self.feature_networks.features(image, chosen)) for name, chosen in roles.items()
+        ):
             self.collectors[name] = nn.ModuleDict()
             for role, features in seen.items():
                 found = self.store.read(self.identity(name, role))
@@ -189,15 +193,23 @@ class ReferenceJudge(nn.Module):
 
     def _num_neighbours(self, name: str, role: str) -> int:
         manifold = self.wanted.manifold
-        return manifold.largest if manifold and (name, role) == (REAL, self.eyes.manifold_role) else 0
+        return (
+            manifold.largest
+            if manifold and (name, role) == (REAL, self.feature_networks.manifold_role)
+            else 0
+        )
 
-    def _look(self, batch: ImageBatch) -> None:
-        collectors = self.collectors[REAL] if self.eyes is not None else {}
-        searches = {self.eyes.manifold_role} if self.nearest else set()
-        seen = self.eyes.look(batch.images, set(collectors) | searches) if self.eyes is not None else {}
+    def _collect(self, batch: ImageBatch) -> None:
+        collectors = self.collectors[REAL] if self.feature_networks is not None else {}
+        searches = {self.feature_networks.manifold_role} if self.nearest else set()
+        seen = (
+            self.feature_networks.features(batch.images, set(collectors) | searches)
+            if self.feature_networks is not None
+            else {}
+        )
         for role, collector in collectors.items():
             collector.update(seen[role], batch.index)
         if self.nearest is not None:
-            features = seen[self.eyes.manifold_role].features
+            features = seen[self.feature_networks.manifold_role].features
             self.nearest.found["features"].update(features, batch.index)
             self.nearest.found["pixels"].update(batch.images, batch.index)

@@ -39,7 +39,7 @@ class ChunkWriter(L.Callback, ABC):
     The data are a `ChunkedDataModule`; predictions have an `index`.
 
     Args:
-        folder: for the files; null takes the folder of the job, `trainer.default_root_dir`.
+        folder: of the files; null takes the folder of the job, `trainer.default_root_dir`.
         overwrite: replace what another job left in the folder, instead of refusing it.
     """
 
@@ -286,7 +286,7 @@ class ChunkWriter(L.Callback, ABC):
         if self._complete:
             return f"{self.folder} is finished: {kept}, each of them checked. Nothing to do."
         elapsed_s = time.monotonic() - self._started_s
-        before = f", beside {kept} from before" if self._kept else ""
+        before = f", in addition to {kept} from before" if self._kept else ""
         return f"Wrote {self._count(new)} in {elapsed_s:.1f} s, {len(new)} shards{before}: {self.folder}"
 
     def _count(self, shards: list[tuple[str, Shard]]) -> str:

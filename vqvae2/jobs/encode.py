@@ -61,7 +61,7 @@ class EncodeModule(L.LightningModule):
         if self.trainer.precision not in _FULL:
             rank_zero_warn(
                 f"The images are encoded in {self.trainer.precision}, less than float32. Under bf16 autocast "
-                "1.5 % of the top codes and 6 % of the bottom codes were others than in float32. For exact "
+                "1.5 % of the top codes and 6 % of the bottom codes differed from float32. For exact "
                 "codes leave trainer.precision at 32-true."
             )
 

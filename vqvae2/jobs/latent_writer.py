@@ -17,7 +17,7 @@ from vqvae2.storage.shards import Shard
 
 
 class LatentWriter(ChunkWriter):
-    """One shard for each chunk of the data, in the order of the data, then the manifest.
+    """Writes one shard for each chunk of the data, in the order of the data, then the manifest.
 
     Args:
         folder: see `ChunkWriter`.

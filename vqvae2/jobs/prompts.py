@@ -56,23 +56,23 @@ class CodeSource(Protocol):
 
 
 class PromptRequests(ChunkedDataModule):
-    """Asks for images of which some codes are given: those of real images, or of other samples.
+    """Asks for images with some codes given: those of real images, or of other samples.
 
-    Every prompt is completed `per_prompt` times: images 0 to per_prompt - 1 belong to the first, and so on. A
-    prompt's label is its images' class: the priors' class of the same name, or of the same number where one
-    side knows its classes by number only, as those of tars. Which prompts are the first is drawn once from
-    all that the folder holds, so asking for more of them later only adds images.
+    Every prompt is completed `per_prompt` times: images 0 to per_prompt - 1 belong to the first, and so on.
+    The images get the prompt's class: the priors' class of the same name, or of the same number if one side
+    has only class numbers, as tars do. The order of the prompts is drawn once from all that the folder
+    holds, so asking for more of them later only adds images.
 
-    A sampled code is drawn given the codes before it in its level and all codes of the levels above, as
-    always when sampling. The rows that are kept of a lower level have no say in what is sampled of an upper
-    one, so this is the usual way to complete images, but not a draw from the exact posterior.
+    As always in sampling, a code is drawn given the codes before it in its level and all codes of the levels
+    above. The kept rows of a lower level do not influence what is sampled in an upper level. So this is the
+    usual way to complete images, but not a draw from the exact posterior.
 
     Args:
         prompts: a folder of latents or of samples.
         split: of the latents; a folder of samples has one only.
         per_prompt: images of each prompt.
         num_prompts: how many.
-        levels: names of the uppermost levels that are kept whole, such as [top].
+        levels: names of the upper levels that are kept whole, such as [top].
         rows: which upper fraction of the rows is kept in the other levels; it must be whole rows in each.
         batch_size: images sampled together on each device; see `SampleRequests`.
         chunk_size: images in one file.
@@ -252,8 +252,8 @@ class PromptRequests(ChunkedDataModule):
             step = math.gcd(*heights)  # fractions of it are whole rows everywhere
             fitting = sorted((k / step for k in range(step)), key=lambda rows: abs(rows - self.rows))[:2]
             raise ValueError(
-                f"rows is {self.rows}, which is not whole rows of grids of {heights} rows. The nearest that "
-                f"are: {', '.join(f'{rows:g}' for rows in sorted(fitting))}."
+                f"rows is {self.rows}, which is no whole number of rows in grids of {heights} rows. The "
+                f"nearest that are: {', '.join(f'{rows:g}' for rows in sorted(fitting))}."
             )
 
 

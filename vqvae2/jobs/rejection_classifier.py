@@ -1,6 +1,6 @@
-"""The critic of rejection sampling: a classifier of this suite, or torchvision's of ImageNet.
+"""The classifier of rejection sampling: one of this suite, or torchvision's of ImageNet.
 
-The paper does not name its classifier. It should not be the network that judges the samples afterwards.
+The paper does not name its classifier. It should not be the network that evaluates the samples afterwards.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from vqvae2.training.classifier import ClassifierModule
 TORCHVISION = "torchvision:"
 
 
-def load_critic(
+def load_rejection_classifier(
     path: str, *, num_classes: int, channels: int, image_size: int | list[int], classes: Sequence[str] = ()
 ) -> nn.Module:
     """A frozen classifier that gives logits [B, K] of images [B, C, H, W] in [-1, 1], on the CPU.
@@ -43,14 +43,14 @@ def load_critic(
     """
     if num_classes == 0:
         raise ValueError(
-            "A critic scores samples by the class that was asked for, but these have no classes. "
-            "Leave out the critic."
+            "A rejection classifier scores samples by the class that was asked for, but these have no "
+            "classes. Leave out rejection_classifier."
         )
     wanted = {"image_size": image_size, "channels": channels, "num_classes": num_classes}
     if path.startswith(TORCHVISION):
-        critic = _torchvision_critic(path)
-        check_classifier(path, {**wanted, "channels": 3, "num_classes": critic.num_classes}, wanted)
-        return critic
+        classifier = _torchvision_classifier(path)
+        check_classifier(path, {**wanted, "channels": 3, "num_classes": classifier.num_classes}, wanted)
+        return classifier
     loaded = load_network(path, ClassifierModule.kind)
     known_classes = loaded.facts["classes"] if classes else ()
     check_classifier(path, trained_for(loaded.facts), wanted, known_classes, classes)
@@ -91,7 +91,7 @@ def check_classifier(
         )
 
 
-class TorchvisionCritic(nn.Module):
+class TorchvisionClassifier(nn.Module):
     """A classifier with torchvision's weights behind their own preprocessing.
 
     Args:
@@ -111,11 +111,11 @@ class TorchvisionCritic(nn.Module):
         return self.network(self.preprocess((images + 1) / 2))
 
 
-def _torchvision_critic(path: str) -> TorchvisionCritic:
+def _torchvision_classifier(path: str) -> TorchvisionClassifier:
     name, _, file = path.removeprefix(TORCHVISION).partition(":")
     if name not in residual_networks():
         raise ValueError(
-            f"There is no critic '{path}', wanted {TORCHVISION}NAME with one of the names "
+            f"There is no classifier '{path}', wanted {TORCHVISION}NAME with one of the names "
             f"{', '.join(residual_networks())}."
         )
     releases = models.get_model_weights(name)
@@ -127,10 +127,10 @@ def _torchvision_critic(path: str) -> TorchvisionCritic:
         network.load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise ValueError(
-            f"{file or weights.url} does not hold the weights of torchvision's {name}. Name such a file, or "
-            "the network that this one is of."
+            f"{file or weights.url} does not hold the weights of torchvision's {name}. Name a file "
+            "that does, or the network of this file."
         ) from error
-    return TorchvisionCritic(network, weights)
+    return TorchvisionClassifier(network, weights)
 
 
 def _downloaded(path: str, weights: WeightsEnum) -> dict[str, Tensor]:
@@ -138,8 +138,8 @@ def _downloaded(path: str, weights: WeightsEnum) -> dict[str, Tensor]:
         return weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"The weights of '{path}' cannot be downloaded ({_first(error)}). Get {weights.url} where there "
-            f"is a network and name the file: {path}:FILE."
+            f"The weights of '{path}' cannot be downloaded ({_first(error)}). Download {weights.url} on a "
+            f"machine with a network connection and name the file: {path}:FILE."
         ) from error
 
 

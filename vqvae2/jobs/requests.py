@@ -28,7 +28,7 @@ class RequestBatch(NamedTuple):
 
 
 class SampleRequests(ChunkedDataModule):
-    """Asks for images of classes.
+    """Asks for images of given classes.
 
     Image i has the label `pattern[i % len(pattern)]`. With a number as `per_class`, the pattern is each class
     in turn. With counts it is the smallest one in their proportions: {3: 100, 7: 20} is (3, 7, 3, 3, 3, 3),
@@ -36,11 +36,11 @@ class SampleRequests(ChunkedDataModule):
     proportions, and only what is new is sampled. Other classes or proportions make another job.
 
     Args:
-        per_class: images of each class, or a mapping from labels to counts; of a model without classes,
-            images in all.
-        classes: labels, when `per_class` is a number; None for all that the model has.
-        batch_size: images sampled together on each device. In numbers that a chunk divides into, all batches
-            but the job's last are full, and the sampler prepares itself once.
+        per_class: images of each class, or a mapping from labels to counts; for a model without classes, the
+            number of all images.
+        classes: labels, when `per_class` is a number; None for all classes of the model.
+        batch_size: images sampled together on each device. If it divides chunk_size, all batches except the
+            job's last are full, and the sampler prepares only once.
         chunk_size: images in one file.
     """
 
@@ -61,7 +61,7 @@ class SampleRequests(ChunkedDataModule):
             name, such = ("classes", "[0, 3]") if counts else ("per_class", "{0: 10, 3: 20}")
             raise ValueError(f"{name} is empty, wanted labels such as {such}, or null for all classes.")
         if classes and isinstance(per_class, dict):
-            raise ValueError("per_class names the classes and classes does too, wanted one of the two.")
+            raise ValueError("per_class and classes both name classes, wanted one of the two.")
         if classes and len(set(classes)) < len(classes):
             raise ValueError(
                 f"classes is {classes}, wanted each once. For more of one give per_class as a mapping, "
@@ -87,8 +87,8 @@ class SampleRequests(ChunkedDataModule):
         wrong = [label for label in counts if not 0 <= label < num_classes]
         if wrong and not num_classes:
             raise ValueError(
-                f"The classes {wrong} are asked of priors without classes. Leave out `classes`, and give "
-                "per_class as a number, of images in all."
+                f"The classes {wrong} are asked for, but the priors have no classes. Leave out `classes`, "
+                "and give per_class as the number of all images."
             )
         if wrong:
             raise ValueError(f"There is no class {wrong[0]}: the priors know 0 to {num_classes - 1}.")

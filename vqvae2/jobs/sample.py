@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from vqvae2.data.class_names import by_number, comparable, composed, some
 from vqvae2.data.latents import LatentSpec, check_autoencoder
-from vqvae2.jobs.rejection_classifier import load_critic
+from vqvae2.jobs.rejection_classifier import load_rejection_classifier
 from vqvae2.jobs.requests import RequestBatch
+from vqvae2.jobs.scores import SCORER
 from vqvae2.nn.checks import require
 from vqvae2.nn.contracts import PriorNetwork, Tokenizer
 from vqvae2.nn.weights import fingerprint
@@ -28,7 +29,7 @@ class Samples(NamedTuple):
     labels: Tensor  # int64 [B], -1 without classes
     index: Tensor  # int64 [B], number of the image within the set
     levels: list[Sampled]  # top first
-    critic_log_scores: Tensor | None  # float64 [B], None without a critic
+    log_scores: Tensor | None  # float64 [B], None without a rejection classifier
     prompts: Tensor | None  # int64 [B], which prompt was completed; None without prompts
 
 
@@ -38,24 +39,24 @@ class SampleModule(L.LightningModule):
     Args:
         autoencoder: checkpoint.
         priors: checkpoints of the priors, one a level, top first.
-        temperatures: one a level, top first; 1 samples what the priors have learned, as null does for all
-            levels. Approximate: any other.
-        top_k: one a level; only the k likeliest codes are drawn, null for all. Approximate where it is set.
-        top_p: one a level; only the likeliest codes that together have this probability are drawn, null for
-            all. Approximate where it is set.
-        steps: one a level; how a prior that draws a whole grid at once goes on from step to step, null for
-            other priors, or for the usual steps. What a config or an option leaves out of a level's steps
-            stays as the config before has it.
-        seed: with its number, the only randomness of an image.
-        critic: see `load_critic`; scores each image by how surely it is of its class. null for none.
+        temperatures: one for each level, top first; null for 1 in all levels. With 1 the samples follow what
+            the priors have learned; any other value is approximate.
+        top_k: one for each level; only the k likeliest codes are drawn, null for all. Approximate if set.
+        top_p: one for each level; only the likeliest codes that together have this probability are drawn,
+            null for all. Approximate if set.
+        steps: one for each level, null for the usual ones: how a prior that draws a whole grid at once goes
+            from step to step. What a config or an option leaves out of a level's steps stays as before.
+        seed: an image depends on this seed and on its number, and on no other randomness.
+        rejection_classifier: classifier that scores how surely each image is of its class; see
+            `load_rejection_classifier`. null for none.
         compiled: use `torch.compile`, which costs minutes once.
         graphed: on a GPU, record the sampler's passes as CUDA graphs, which costs seconds once; false where
             a driver refuses them. Elsewhere it changes nothing.
 
     Raises:
         ValueError: a checkpoint is missing or of another kind, the priors do not cover the autoencoder's
-            levels in order, they learned the codes of another one, the critic knows other images or classes,
-            or codes cannot be drawn as asked.
+            levels in order, they learned the codes of another one, the rejection classifier was trained for
+            other images or classes, or codes cannot be drawn as asked.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class SampleModule(L.LightningModule):
         top_p: list[float | None] | None = None,
         steps: list[Steps | None] | None = None,
         seed: int = 0,
-        critic: str | None = None,
+        rejection_classifier: str | None = None,
         compiled: bool = False,
         graphed: bool = True,
     ) -> None:
@@ -82,10 +83,11 @@ class SampleModule(L.LightningModule):
         self.channels = self.autoencoder.channels
         grids = [(level.height, level.width) for level in self.spec.levels]
         self.image_size = written(ImageSize(*self.autoencoder.image_size(grids)))
-        # In a tuple, where Lightning does not find it: half precision is for the sampler, not for its judge.
-        self._critic = (None if critic is None else self._load_critic(critic),)
+        # In a tuple, where Lightning does not find it: half precision is for the sampler alone.
+        path = rejection_classifier
+        self._rejection_classifier = (None if path is None else self._load_rejection_classifier(path),)
         self.checkpoints = [autoencoder, *priors]
-        self.critic_path = critic
+        self.rejection_classifier_path = rejection_classifier
         self.seed = seed
         self.compiled = compiled
         self.graphed = graphed
@@ -96,8 +98,8 @@ class SampleModule(L.LightningModule):
         return self.autoencoder.level_names
 
     @property
-    def critic(self) -> nn.Module | None:
-        return self._critic[0]
+    def rejection_classifier(self) -> nn.Module | None:
+        return self._rejection_classifier[0]
 
     @property
     def approximations(self) -> list[str]:
@@ -120,7 +122,7 @@ class SampleModule(L.LightningModule):
             "draws": draws,
             "autoencoder": self.spec.autoencoder,
             "priors": priors,
-            "critic": None if self.critic is None else fingerprint(self.critic),
+            SCORER: None if self.rejection_classifier is None else fingerprint(self.rejection_classifier),
         }
 
     def setup(self, stage: str) -> None:
@@ -132,8 +134,8 @@ class SampleModule(L.LightningModule):
         self.trainer.datamodule.check(self.spec, self.checkpoints[0], self.classes)
 
     def on_predict_start(self) -> None:
-        if self.critic is not None:
-            self.critic.to(self.device)
+        if self.rejection_classifier is not None:
+            self.rejection_classifier.to(self.device)
 
     def predict_step(self, batch: RequestBatch, batch_idx: int, dataloader_idx: int = 0) -> Samples:
         """
@@ -155,7 +157,11 @@ class SampleModule(L.LightningModule):
     def _sample(self, batch: RequestBatch, sampler: ChainSampler) -> Samples:
         levels = sampler(batch.labels, seed=self.seed, images=batch.index.tolist(), kept=batch.kept)
         images = to_uint8(self.autoencoder.decode([level.codes for level in levels]))
-        scores = None if self.critic is None else log_scores(self.critic, images, batch.labels).cpu()
+        scores = (
+            None
+            if self.rejection_classifier is None
+            else log_scores(self.rejection_classifier, images, batch.labels).cpu()
+        )
         return Samples(
             images.cpu(),
             batch.labels.cpu(),
@@ -165,8 +171,8 @@ class SampleModule(L.LightningModule):
             None if batch.prompts is None else batch.prompts.cpu(),
         )
 
-    def _load_critic(self, path: str) -> nn.Module:
-        return load_critic(
+    def _load_rejection_classifier(self, path: str) -> nn.Module:
+        return load_rejection_classifier(
             path,
             num_classes=self.spec.num_classes,
             channels=self.channels,

@@ -1,4 +1,4 @@
-"""Pictures to look at of what the sample job wrote."""
+"""Pictures of what the sample job wrote."""
 
 from collections.abc import Sequence
 from pathlib import Path

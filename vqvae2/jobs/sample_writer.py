@@ -17,7 +17,7 @@ from vqvae2.jobs.requests import SPLIT
 from vqvae2.jobs.sample import SampleModule, Samples
 from vqvae2.jobs.sample_grids import StoredImages, prompt_grid, sample_grid
 from vqvae2.jobs.sampled_codes import sample_key
-from vqvae2.jobs.scores import LOG_SCORE, SCORES
+from vqvae2.jobs.scores import LOG_SCORE, SCORER, SCORES
 from vqvae2.pixels import png_bytes, write_png
 from vqvae2.storage.job_file import SAMPLES_FORMAT
 from vqvae2.storage.shards import (
@@ -36,20 +36,20 @@ _BLOCK = 512  # bytes, of a tar: a header, then the content in whole blocks
 
 
 class SampleWriter(ChunkWriter):
-    """One WebDataset tar a chunk; sample KEY is its number and has the members
+    """Writes one WebDataset tar for each chunk; a sample's KEY is its number, and it has the members
 
         KEY.png  the image, lossless     KEY.cls  its label, as text (none without classes)
-        KEY.json seed, number, negative log-likelihood in nats of each level, of kept codes too; with a critic
-                 its log score; with prompts the number of the prompt within its folder
+        KEY.json seed, number, negative log-likelihood in nats of each level, of kept codes too; with a
+                 rejection classifier its log score; with prompts the number of the prompt in its folder
         KEY.top.npy … KEY.bottom.npy     uint16 [h, w], the codes
 
     and beside them `scores.csv` (see `vqvae2.jobs.scores`), `grid.png` and `manifest.json`.
 
     Args:
         folder: see `ChunkWriter`.
-        grid_columns: images in a row of the grid. With prompts two of them show the prompt and what is kept
-            of it. null: each of 2 to 20 classes has a column of its own; otherwise 10.
-        grid_rows: its rows.
+        grid_columns: images in a row of the grid. With prompts, two of them show the prompt and what is kept
+            of it. null: one column for each class if there are 2 to 20 classes; otherwise 10.
+        grid_rows: rows of the grid.
         overwrite: see `ChunkWriter`.
     """
 
@@ -125,7 +125,7 @@ class SampleWriter(ChunkWriter):
             "autoencoder": module.spec.autoencoder,
             "latents": module.spec.to_dict(),
             "checkpoints": module.checkpoints,
-            "critic": module.critic_path,
+            SCORER: module.rejection_classifier_path,
             "seed": module.seed,
             "draws": {
                 name: how.described() for name, how in zip(module.level_names, module.draws, strict=True)
@@ -167,8 +167,8 @@ def _records(samples: Samples, module: SampleModule) -> Iterator[dict[str, Any]]
         with_nll = {name: level.nll_nats for name, level in levels.items() if level.nll_nats is not None}
         nll = {name: values[row].item() for name, values in with_nll.items()}
         facts = {"seed": module.seed, "image": index.item(), "nll_nats": nll}
-        if samples.critic_log_scores is not None:
-            facts[LOG_SCORE] = samples.critic_log_scores[row].item()
+        if samples.log_scores is not None:
+            facts[LOG_SCORE] = samples.log_scores[row].item()
         if samples.prompts is not None:
             facts["prompt"] = samples.prompts[row].item()
         record = {"__key__": sample_key(index), "png": png_bytes(image)}

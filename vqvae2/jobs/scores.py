@@ -1,7 +1,7 @@
-"""The table that the sample job writes beside its shards: a critic's score of every sample.
+"""The table that the sample job writes beside its shards: the rejection classifier's score of every sample.
 
-Its columns are the sample's `index`, its `label`, `critic_log_score` (empty without a critic) and one
-`nll_LEVEL` a level, in nats.
+Its columns are the sample's `index`, its `label`, its log score (`critic_log_score`; empty if there is no
+rejection classifier) and one `nll_LEVEL` for each level, in nats.
 """
 
 import csv
@@ -15,11 +15,13 @@ from vqvae2.data.sources import ImageSource
 from vqvae2.storage.job_file import JOB
 
 SCORES = "scores.csv"
-LOG_SCORE = "critic_log_score"
+# The names in files since the first samples. They stay, so that old samples can be read and completed.
+LOG_SCORE = "critic_log_score"  # in scores.csv, in the samples' facts and in metrics.json
+SCORER = "critic"  # the rejection classifier, in job.json, manifest.json and metrics.json
 
 
 def read_scores(source: ImageSource) -> Tensor:
-    """The critic's log score of each sample of a source, float64 [N], in the source's order.
+    """The log score of each sample of a source, float64 [N], in the source's order.
 
     Raises:
         ValueError: the table is not there, holds no scores or something else, or lacks a sample, or knows one
@@ -27,15 +29,15 @@ def read_scores(source: ImageSource) -> Tensor:
     """
     path = _beside(source, SCORES)
     if not path.is_file():
-        raise ValueError(f"{source.location} has no critic's scores: there is no {path}. {_HOW_TO_SCORE}")
+        raise ValueError(f"{source.location} has no scores: there is no {path}. {_HOW_TO_SCORE}")
     known = _read(path)
     return torch.tensor([_score(source, i, known, path) for i in range(len(source))], dtype=torch.float64)
 
 
-def read_critic(source: ImageSource) -> str | None:
-    """Fingerprint of the critic that gave the scores; None if the samples lie without their `job.json`."""
+def read_scorer(source: ImageSource) -> str | None:
+    """Fingerprint of the classifier that gave the scores; None if there is no `job.json` with the samples."""
     path = _beside(source, JOB)
-    return json.loads(path.read_text(encoding="utf-8"))["identity"].get("critic") if path.is_file() else None
+    return json.loads(path.read_text(encoding="utf-8"))["identity"].get(SCORER) if path.is_file() else None
 
 
 def _beside(source: ImageSource, name: str) -> Path:
@@ -44,9 +46,9 @@ def _beside(source: ImageSource, name: str) -> Path:
 
 
 _HOW_TO_SCORE = (
-    "Sample with a critic, lightning predict -c configs/X_sample.yaml --model.critic "
-    "runs/X/classifier/last.ckpt, or name one here to score the samples: --model.critic "
-    "runs/X/classifier/last.ckpt."
+    "Sample with a rejection classifier: lightning predict -c configs/X_sample.yaml "
+    "--model.rejection_classifier runs/X/classifier/last.ckpt. Or give it to this job, which then scores the "
+    "samples: --model.rejection_classifier runs/X/classifier/last.ckpt."
 )
 
 
@@ -57,13 +59,13 @@ def _read(path: Path) -> dict[int, tuple[int, float]]:
         missing = {"index", "label", LOG_SCORE} - set(table.fieldnames or ())
         if missing:
             raise ValueError(
-                f"{path} has no column {', '.join(sorted(missing))}. Sample again, or name a critic that "
-                "scores the samples: --model.critic CHECKPOINT."
+                f"{path} has no column {', '.join(sorted(missing))}. Sample again, or give a classifier "
+                "that scores the samples: --model.rejection_classifier CHECKPOINT."
             )
         known = {}
         for row in table:
             if row[LOG_SCORE] == "":
-                raise ValueError(f"{path} has no critic's scores. {_HOW_TO_SCORE}")
+                raise ValueError(f"{path} has no scores. {_HOW_TO_SCORE}")
             try:
                 known[int(row["index"])] = int(row["label"]), float(row[LOG_SCORE])
             except (TypeError, ValueError) as error:
@@ -80,7 +82,7 @@ def _score(source: ImageSource, i: int, known: dict[int, tuple[int, float]], pat
     if number not in known:
         raise ValueError(
             f"{path} has no score of {source.name(i)}. Run the sample job once more, which completes it, or "
-            "name a critic that scores the samples: --model.critic CHECKPOINT."
+            "give a classifier that scores the samples: --model.rejection_classifier CHECKPOINT."
         )
     label, score = known[number]
     if label != source.label(i):

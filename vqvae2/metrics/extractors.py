@@ -117,7 +117,7 @@ def download(name: str) -> str:
     """Path of the published weights, which are downloaded if they are not in torch.hub's folder yet.
 
     Raises:
-        OSError, RuntimeError, http.client.HTTPException: they cannot be had, or are not those published.
+        OSError, RuntimeError, http.client.HTTPException: no download, or not the published weights.
     """
     url = URLS[name]
     file = f"{name}-{CLIP_FILES[name]['hash']}.pt" if name in CLIP_FILES else url.rpartition("/")[2]
@@ -168,7 +168,7 @@ def _check_shapes(name: str, weights: dict[str, Tensor], path: str) -> None:
 
 
 class _Part:
-    """What stands in for an object of a TorchScript class: only its attributes."""
+    """Replaces an object of a TorchScript class: only its attributes."""
 
 
 class _TensorsOnly(pickle.Unpickler):

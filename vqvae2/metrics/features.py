@@ -27,7 +27,7 @@ class Features(NamedTuple):
 
 
 class FeatureNetwork(nn.Module):
-    """A frozen network whose features judge images.
+    """A frozen network that gives features of images.
 
     Attributes:
         name: as given.
@@ -43,7 +43,7 @@ class FeatureNetwork(nn.Module):
             network is then the option that has "features" in place of "weights".
 
     Raises:
-        ValueError: the name is not registered, or the weights cannot be had (then it is a
+        ValueError: the name is not registered, or the weights are not available (then it is a
             `WeightsUnavailable`) or do not fit.
     """
 
@@ -67,7 +67,7 @@ class FeatureNetwork(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Features:
-        """Looks at images [B, C, H, W] in [-1, 1], C = 3, or C = 1 for grey."""
+        """Features of images [B, C, H, W] in [-1, 1], C = 3, or C = 1 for grey."""
         with torch.autocast(images.device.type, enabled=False):
             features, *logits = self.extractor(to_rgb_bytes(images))
         return Features(features, logits[0] if logits else None)
@@ -111,10 +111,10 @@ def _load(name: str, layers: list[str], weights: str | None, option: str) -> nn.
 def _nowhere(name: str, option: str, error: Exception) -> WeightsUnavailable:
     features = option.replace("weights", "features")
     return WeightsUnavailable(
-        f"The weights of '{name}' cannot be downloaded ({_reason(error)}). Get {URLS.get(name, 'them')} "
-        f"where there is a network and name the file as model.init_args.{option}, or use a trained "
-        f"classifier, which needs no download: model.init_args.{features}=classifier, its checkpoint as "
-        f"model.init_args.{option}."
+        f"The weights of '{name}' cannot be downloaded ({_reason(error)}). Download {URLS.get(name, 'them')} "
+        f"on a machine with a network connection and name the file as model.init_args.{option}. Or use a "
+        f"trained classifier, which needs no download: model.init_args.{features}=classifier, its checkpoint "
+        f"as model.init_args.{option}."
     )
 
 

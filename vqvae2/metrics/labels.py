@@ -31,7 +31,7 @@ METRICS = {
     "coverage": Metric("coverage", "higher", VGG),
     "class_accuracy": Metric("recognised as their class", "higher"),
     "class_accuracy_by_class": Metric("recognised as their class, class by class", "higher"),
-    "critic_log_score": Metric("mean of the critic's log scores, nats", "higher"),
+    "critic_log_score": Metric("mean log score by the rejection classifier, nats", "higher"),
 }
 
 
@@ -40,7 +40,7 @@ def metric_key(metric: str, network: str) -> str:
 
     Args:
         metric: in `METRICS`.
-        network: in torch-fidelity's registry, whose features were looked at. Does not matter for a metric
+        network: in torch-fidelity's registry, whose features were used. Does not matter for a metric
             that has no network of its own.
     """
     return metric if _is_own(metric, network) else f"{metric}_{re.sub(r'[^0-9a-z]+', '_', network.lower())}"

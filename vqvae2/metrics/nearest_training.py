@@ -43,7 +43,7 @@ class NearestTrainingImages:
         self.found = Neighbours(len(queries), k, queries.device)
 
     def update(self, images: Tensor, index: Tensor) -> None:
-        """Looks at a batch of training images [B, ...] with the positions [B] in the training set.
+        """Searches a batch of training images [B, ...] with the positions [B] in the training set.
 
         Raises:
             ValueError: they have another shape than the queries, or are not finite.

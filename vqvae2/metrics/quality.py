@@ -21,7 +21,7 @@ INFINITY_SEED = 0
 
 
 class Reference(NamedTuple):
-    """What sets are held against."""
+    """What sets are compared with."""
 
     real: Gaussian  # features of all real images
     real_features: Tensor  # [N, D] of those kept

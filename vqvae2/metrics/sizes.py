@@ -58,7 +58,7 @@ class Neighbourhoods:
     Args:
         k_precision: of precision and recall. auto: 3, as Kynkäänniemi et al. (2019) take, or all others of
             the smallest set.
-        k_density: of density and coverage. auto: 5, as Naeem et al. (2020) take, or likewise.
+        k_density: of density and coverage. auto: 5, as Naeem et al. (2020) take, or all others too.
     """
 
     k_precision: Size = AUTO
@@ -148,7 +148,7 @@ def fitted(wanted: Wanted, *, samples: int, sets: Sequence[int], real: int) -> t
         if size != AUTO:
             return size
         if most < published:
-            notes.append(f"{what}: {most:,}, not {published:,}, as there are no more images.")
+            notes.append(f"{what}: {most:,}, not {published:,}, because there are not more images.")
         return min(published, most)
 
     kid, infinity, manifold = wanted.kid, wanted.fid_infinity, wanted.manifold
@@ -167,7 +167,9 @@ def fitted(wanted: Wanted, *, samples: int, sets: Sequence[int], real: int) -> t
             smallest = min(SMALLEST, max(largest // 5, 2))
         infinity = replace(infinity, smallest=smallest, largest=largest)
         if smallest >= largest:
-            notes.append(f"FID-infinity is left out: {largest:,} samples after {smallest:,} make no line.")
+            notes.append(
+                f"FID-infinity is left out: it needs more than {smallest:,} samples, found {largest:,}."
+            )
             infinity = None
     return Wanted(splits, kid, infinity, manifold), notes
 

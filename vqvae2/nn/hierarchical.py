@@ -202,7 +202,7 @@ class HierarchicalVQVAE(Tokenizer, architecture="vqvae2"):
         """Images [B, C, H, W] of the codes of all levels, top first.
 
         With `num_levels`, only that many upper levels are shown to the decoder, zeros in place of the others
-        (figure 3; the paper does not say what stands in for a missing level).
+        (figure 3; the paper does not say what replaces a missing level).
         """
         vectors = [quantizer.lookup(level) for quantizer, level in zip(self.quantizers, codes, strict=True)]
         for level in range(self.num_levels if num_levels is None else num_levels, self.num_levels):

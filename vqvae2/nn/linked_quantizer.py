@@ -10,8 +10,9 @@ whole path: the node of level i is leaf // m^(L−i).
 Shape legend: B batch, D code dimension, H W grid, m branch, L depth, K nodes of a level, N = B·H·W vectors.
 """
 
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator
+from itertools import accumulate
+from typing import Any, Literal, NamedTuple
 
 import torch
 from einops import rearrange
@@ -25,9 +26,10 @@ from vqvae2.nn.quantizer import Codebook, nearest
 # How many numbers exist at once: they fit a processor's cache.
 _CHILDREN_AT_ONCE = 2**18
 _DISTANCES_AT_ONCE = 2**20
-# Up to so many times m nodes in a level, all distances are sooner computed than m children fetched. On a
-# processor measured by experiments/bench_quantizer.py; on a GPU, where fetching is dear, an estimate.
-_ALL_DISTANCES_UP_TO = {"cpu": 32, "other": 1024}
+# How a level is searched: on a processor cell by cell, from so many vectors a cell on (measured by
+# experiments/bench_quantizer.py); elsewhere by all distances, up to so many families (an estimate).
+_CELL_BY_CELL_FROM = 16
+_ALL_DISTANCES_UP_TO = 1024
 
 
 class LinkedQuantized(NamedTuple):
@@ -59,9 +61,14 @@ class Level(Codebook):
         """Nodes [N] nearest to residuals [N, D] among the m children of each one's cell [N]."""
         if self.families == 1:
             return nearest(residuals, self.codebook)
-        limit = _ALL_DISTANCES_UP_TO.get(residuals.device.type, _ALL_DISTANCES_UP_TO["other"])
-        search = self.among_all if self.num_codes <= limit * self.branch else self.among_fetched
-        return cells * self.branch + search(residuals, cells)
+        return cells * self.branch + self.search_for(residuals)(residuals, cells)
+
+    def search_for(self, residuals: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """The fastest of the ways to search; all find the same."""
+        if residuals.device.type == "cpu":
+            many = len(residuals) >= _CELL_BY_CELL_FROM * self.families
+            return self.cell_by_cell if many else self.among_fetched
+        return self.among_all if self.families <= _ALL_DISTANCES_UP_TO else self.among_fetched
 
     def among_fetched(self, residuals: Tensor, cells: Tensor) -> Tensor:
         """Which child [N]; the vectors of the m children are fetched, m·D numbers for each residual."""
@@ -73,8 +80,21 @@ class Level(Codebook):
         for rows, parents, out in chunks:
             children = table.index_select(0, parents).view(-1, self.branch, self.dim)
             products = torch.bmm(children, rows[:, :, None])[:, :, 0]
-            out.copy_(torch.sub(squares.index_select(0, parents), products, alpha=2).argmin(1))
+            out.copy_(_first_least(torch.sub(squares.index_select(0, parents), products, alpha=2)))
         return found
+
+    def cell_by_cell(self, residuals: Tensor, cells: Tensor) -> Tensor:
+        """Which child [N]; the vectors are sorted by cell, and each cell is one product with its children."""
+        order = cells.argsort()
+        counts = torch.bincount(cells, minlength=self.families).tolist()
+        squares = self.codebook.square().sum(1).view(self.families, -1)
+        children = self.codebook.view(self.families, self.branch, -1).mT
+        parts = residuals.index_select(0, order).split(counts)
+        distances = residuals.new_empty(len(residuals), self.branch)
+        for cell, (part, out) in enumerate(zip(parts, distances.split(counts), strict=True)):
+            if len(part):
+                torch.addmm(squares[cell], part, children[cell], alpha=-2, out=out)
+        return torch.empty_like(cells).index_copy_(0, order, _first_least(distances))
 
     def among_all(self, residuals: Tensor, cells: Tensor) -> Tensor:
         """Which child [N]; the distances to all nodes are computed, and those of the m children looked at."""
@@ -86,8 +106,13 @@ class Level(Codebook):
             distances = torch.addmm(squares, rows, self.codebook.T, alpha=-2)
             own = distances.view(-1, self.branch)
             first = torch.arange(0, len(own), self.families, device=rows.device)
-            out.copy_(own.index_select(0, first + parents).argmin(1))
+            out.copy_(_first_least(own.index_select(0, first + parents)))
         return found
+
+
+def _first_least(distances: Tensor) -> Tensor:
+    """Index of the least of each row of [N, m], the first of equal ones, by the faster way of a processor."""
+    return distances.min(1).indices if distances.device.type == "cpu" else distances.argmin(1)
 
 
 class LinkedQuantizer(nn.Module):
@@ -163,14 +188,14 @@ class LinkedQuantizer(nn.Module):
             b, d, h, w = vectors.shape
             rows = rearrange(vectors, "b d h w -> (b h w) d").float()
             steps = list(self._descend(rows.detach()))
-            sums = torch.stack([step.found for step in steps]).cumsum(0)  # [L, N, D], e^1 + … + e^i
-            errors = [(rows if self._pulls(i) else rows.detach()) - known for i, known in enumerate(sums)]
-            commitments = tuple(error.square().mean() for error in errors)
+            sums = list(accumulate(step.found for step in steps))  # [N, D] each, e^1 + … + e^i
+            pulled = [rows if self._pulls(level) else rows.detach() for level in range(self.depth)]
+            commitments = tuple(map(_Commitment.apply, pulled, sums))
+            found, commitment = _StraightThrough.apply(rows, sums[-1]), _Commitment.apply(rows, sums[-1])
             statistics = self._statistics(steps) if self.training else rows.new_zeros(0, d + 1)
-            found = sums[-1] + (rows - rows.detach())  # exactly the sum; the gradient passes straight through
             found = rearrange(found, "(b h w) d -> b d h w", b=b, h=h)
             codes = self._leaf(steps).view(b, h, w)
-            return LinkedQuantized(found, codes, commitments, (rows - sums[-1]).square().mean(), statistics)
+            return LinkedQuantized(found, codes, commitments, commitment, statistics)
 
     @torch.no_grad()
     @torch.compiler.disable
@@ -183,7 +208,7 @@ class LinkedQuantizer(nn.Module):
     def lookup(self, codes: Tensor, depth: int | None = None) -> Tensor:
         """The vectors [B, D, H, W] of leaf indices [B, H, W]; with `depth`, of so many upper levels."""
         levels = list(zip(self.levels, self.nodes(codes), strict=True))[:depth]
-        found = torch.stack([level.codebook[nodes] for level, nodes in levels]).cumsum(0)[-1]
+        *_, found = accumulate(level.codebook[nodes] for level, nodes in levels)
         return rearrange(found, "b h w d -> b d h w")
 
     def nodes(self, codes: Tensor) -> tuple[Tensor, ...]:
@@ -208,6 +233,10 @@ class LinkedQuantizer(nn.Module):
             may = above.repeat_interleave(self.branch)
             if level.needs_candidates:
                 may = may & (offered[:, 0] > 0)
+            # A family that cannot start yet stays zero: what finds it is not what will be left for it.
+            waiting = ~(level.started | may).view(level.families, -1).any(1)
+            waiting = waiting.repeat_interleave(level.num_codes // level.families)[:, None]
+            sums, counts = sums.masked_fill(waiting, 0), counts.masked_fill(waiting, 0)
             before = level.codebook.clone()
             taken = level.learn(sums, counts[:, 0], candidates, start=~level.started, may=may)
             idle = (counts[:, 0] == 0) & ~taken
@@ -246,9 +275,10 @@ class LinkedQuantizer(nn.Module):
         """Per node: sum and number of its vectors, D + 1; if needed, a candidate and whether there is one."""
         tables = []
         for i, (level, step) in enumerate(zip(self.levels, steps, strict=True)):
-            ones = step.found.new_ones(len(step.found), 1)
-            table = step.found.new_zeros(level.num_codes, self.dim + 1)
-            tables.append(table.index_add_(0, step.nodes, torch.cat([self._target(steps, i), ones], 1)))
+            sums, counts = torch.zeros_like(level.codebook), step.found.new_zeros(level.num_codes, 1)
+            sums.index_add_(0, step.nodes, self._target(steps, i))
+            counts.index_add_(0, step.nodes, step.found.new_ones(len(step.found), 1))
+            tables.append(torch.cat([sums, counts], 1))
         if not self.levels[0].needs_candidates:
             return torch.cat(tables)
         order = self._leaf(steps).argsort()  # the vectors of a cell follow each other, on every level
@@ -270,6 +300,35 @@ class LinkedQuantizer(nn.Module):
             below = below + step.found
             asked = asked + below
         return residuals - self.beta / (1 + self.beta * (self.depth - 1 - level)) * asked
+
+
+class _Commitment(torch.autograd.Function):
+    """mean (sg[e] − z)² of vectors z and sums of codes e [N, D].
+
+    Autograd would give the same, and make more copies of the vectors than the search takes time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, known: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(vectors, known)
+        return (vectors - known).square_().mean()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        vectors, known = ctx.saved_tensors
+        return (vectors - known).mul_(grad * (2 / max(vectors.numel(), 1))), None
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Sums of codes [N, D]; the gradient passes to the vectors."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, known: Tensor) -> Tensor:  # type: ignore[override]
+        return known.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        return grad, None
 
 
 class _Step(NamedTuple):
@@ -294,7 +353,7 @@ def _offers(level: Level, step: _Step, order: Tensor) -> Tensor:
         return offers
     # Rank r offers to node r, r + world, ..., so that one sum both adds and collects.
     mine = torch.arange(distributed.rank(), level.num_codes, distributed.world_size(), device=order.device)
-    counts = torch.bincount(step.cells, minlength=level.families)
+    counts = step.cells.new_zeros(level.families).index_add_(0, step.cells, torch.ones_like(step.cells))
     cells = mine // level.branch
     drawn = (torch.rand(len(mine), device=order.device) * counts[cells]).long()
     place = (counts.cumsum(0) - counts)[cells] + torch.minimum(drawn, counts[cells] - 1)

@@ -55,6 +55,7 @@ class PathPrior(PriorNetwork, architecture="path"):
         wanted = f"the autoencoder's: {num_codes} codes are no whole number to the power of {depth}"
         require(branch**depth == num_codes, "depth", depth, wanted)
         self.grid = tuple(grid)
+        self.condition_grids = tuple(condition_grids)
         self.num_codes = num_codes
         self.num_classes = num_classes
         self.branch = branch

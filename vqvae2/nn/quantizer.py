@@ -96,8 +96,13 @@ class Codebook(nn.Module):
         return self.init == "data" or self.revive_below > 0
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Codebook":
-        """Moves, but never narrows: codebooks stay float32 in a module that is turned to half precision."""
-        return super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), recurse)
+        """Moves, but never rounds: codebooks stay float32 in a module that is turned to half precision."""
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
 
     @torch.no_grad()
     def learn(

@@ -73,7 +73,7 @@ def open_image(encoded: bytes) -> Image.Image:
     """Decodes a whole image file: its first picture, upright, of 8 bits.
 
     Raises:
-        OSError: the bytes are not an image, pixels are missing, or nobody can know which of its numbers is
+        OSError: the bytes are not an image, pixels are missing, or it is not known which of its numbers is
             white. (A file that only lost its end mark, after the last pixel, is read.)
     """
     if not encoded:
@@ -203,7 +203,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     except (OSError, *_DAMAGE):
-        return None  # EXIF that nobody can read, beside whole pixels
+        return None  # unreadable EXIF, beside whole pixels
 
 
 def _has_key(image: Image.Image) -> bool:

@@ -25,7 +25,7 @@ def eight_bits(image: Image.Image) -> Image.Image:
         image: as Pillow opened and loaded it.
 
     Raises:
-        OSError: nobody can know which number is white.
+        OSError: it is not known which number is white.
     """
     tags = getattr(image, "tag_v2", {})  # only a TIFF has some
     signed = _SIGNED in tags.get(SAMPLEFORMAT, ())

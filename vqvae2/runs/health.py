@@ -30,11 +30,11 @@ _HISTORY = 25  # looks
 
 
 class Health(L.Callback):
-    """Logs the gradient's norm, stops a run whose numbers go bad, warns of codebooks that collapse.
+    """Logs the gradient's norm, stops a run that diverges, and warns of codebooks that collapse.
 
     `train/gradient_norm` is that of all weights over all ranks, before clipping.
 
-    The run stops, on all ranks at once and with an error that names the last good checkpoint, when
+    The run stops on all ranks, with an error that names the last good checkpoint, when
 
     - a loss of any step and rank, or a logged gradient norm, is not finite: found at the next logged step,
       within `trainer.log_every_n_steps`, and before a validation. Under float16's loss scaling, which skips
@@ -42,18 +42,18 @@ class Health(L.Callback):
     - the loss explodes: its median over a period, the steps between two logged ones, is above `explosion`
       times the median of the last 25 periods, `patience` times in a row. (The first is compared with the
       run's first loss.)
-    - weights, averages, codebooks or the optimiser's state are not finite. That is looked at before each
-      validation and each checkpoint, whoever saves it, so no checkpoint ever holds such numbers.
+    - weights, averages, codebooks or the optimiser's state are not finite. This is checked before each
+      validation and before every checkpoint, so no checkpoint ever holds such numbers.
 
-    Each look waits for the device once; in the steps between nothing does. By hand: Lightning's
-    `SpikeDetection` waits at every step, and looks at the loss alone.
+    Each check waits for the device once; the steps between do not wait. Not Lightning's `SpikeDetection`,
+    because it waits at every step and checks only the loss.
 
     Args:
-        explosion: how many times what it was a loss may be; null for any.
-        patience: periods in a row with a larger loss that stop the run.
+        explosion: the largest factor by which a loss may exceed its earlier median; null for no limit.
+        patience: the run stops after so many periods in a row with a larger loss.
         collapsed_below: a codebook counts as collapsed while its perplexity in validation is below this
             fraction of its codes, or below 1.5 (hardly more than one code is used); 0 never warns.
-        collapsed_validations: validations in a row after which that is said, once a level.
+        collapsed_validations: the warning comes after so many validations in a row, once for each level.
     """
 
     def __init__(
@@ -96,11 +96,11 @@ class Health(L.Callback):
         self._losses.append((self._step + 1, loss))
         self._step = trainer.global_step
         if stepped and self._step % (trainer.log_every_n_steps or _PERIOD) == 0:
-            self._look(trainer, judge_size=True)
+            self._look(trainer, check_size=True)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: NetworkModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._look(trainer, judge_size=False)
+            self._look(trainer, check_size=False)
             self._check_state(trainer, pl_module)
 
     def on_save_checkpoint(
@@ -121,8 +121,8 @@ class Health(L.Callback):
                 if low and count + 1 == self.collapsed_validations:
                     rank_zero_warn(_collapse(level, perplexity, num_codes, pl_module.advice(level)))
 
-    def _look(self, trainer: L.Trainer, *, judge_size: bool) -> None:
-        """Judges whether the losses are finite; their size only where they are those of a whole period."""
+    def _look(self, trainer: L.Trainer, *, check_size: bool) -> None:
+        """Checks that the losses are finite; also their size, if they are those of a whole period."""
         if not self._losses:
             return
         steps, losses = zip(*self._losses, strict=True)
@@ -140,12 +140,12 @@ class Health(L.Callback):
         norm = table[0][-1]
         if not _finite(norm) and not _scales_down(trainer):
             self._stop(trainer, self._step, f"the norm of the gradient of step {self._step} is {norm}")
-        if judge_size:
+        if check_size:
             self._losses = []
             medians, firsts = ([r[column] for r in table] for column in (2, 3))
-            self._judge_size(trainer, statistics.fmean(medians), statistics.fmean(firsts))
+            self._check_size(trainer, statistics.fmean(medians), statistics.fmean(firsts))
 
-    def _judge_size(self, trainer: L.Trainer, median: float, first: float) -> None:
+    def _check_size(self, trainer: L.Trainer, median: float, first: float) -> None:
         if self.explosion is None:
             return
         if not self._medians:

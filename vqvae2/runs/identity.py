@@ -28,14 +28,14 @@ _TRAINER = (
 _DRAWS = ("dropout", "revive_below")  # options, by the end of their names, whose draws differ by process
 _EFFECTS = {  # by the beginning of the name; the first that fits
     "data.batch_size": "some samples of this epoch would come twice or not at all",
-    "data.seed": "the order of the samples would be another",
-    "data.": "it would go on with other data",
-    "model.": "it would go on with another model, loss or schedule",
-    "seed_everything": "other numbers would be drawn",
-    "trainer.precision": "it would round otherwise",
-    "trainer.": "its steps would be other ones",
+    "data.seed": "the order of the samples would change",
+    "data.": "it would continue with other data",
+    "model.": "it would continue with another model, loss or schedule",
+    "seed_everything": "the random numbers would change",
+    "trainer.precision": "its rounding would change",
+    "trainer.": "its steps would change",
     "processes": "each process draws its own dropout, dropped levels and revived codes",
-    "max_steps": "the learning rates so far were on their way to another end",
+    "max_steps": "the learning rates so far were those of a run of another length",
 }
 
 

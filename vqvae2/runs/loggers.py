@@ -84,14 +84,14 @@ class MetricsFile(Logger):
 
 @dataclass
 class WandbSettings:
-    """Weights & Biases, turned on by giving any of these.
+    """Weights & Biases; any of these options turns it on.
 
     Args:
         project: the W&B project.
         name: the run's name; the run folder's path when not given.
         group: runs of a group are shown together.
         tags: labels to filter by.
-        mode: where the run goes; WANDB_MODE when not given, online when that is not set either.
+        mode: online, offline or disabled; if not given, WANDB_MODE, and online if that is not set.
     """
 
     project: str = "vqvae2"
@@ -185,5 +185,5 @@ def why_offline() -> str | None:
     try:
         found = wandb.login(prompt=False, verify=False)
     except wandb.Error as error:
-        return f"takes the key for none ({error})"
+        return f"does not accept the key ({error})"
     return None if found else "has no key (WANDB_API_KEY or `wandb login`)"

@@ -112,7 +112,7 @@ class StopRequest:
             return
         self._code, self._signalled_at = _CODES[signum], time.monotonic()
         if self.leaves:
-            raise stopped(self._code, saved="what is written stays")
+            raise stopped(self._code, saved="finished files are kept")
         if signum == signal.SIGINT and distributed.rank() == 0:  # print may be what it interrupts
             os.write(2, b"\nCtrl-C: this batch is finished and saved; another Ctrl-C ends at once.\n")
 

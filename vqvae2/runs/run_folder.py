@@ -44,23 +44,24 @@ def check_writable(folder: str | Path) -> None:
 
 
 class RunCheckpoint(Checkpoint):
-    """Keeps `last.ckpt` and `best.ckpt` in the run folder, and ends a run that is told to stop.
+    """Keeps `last.ckpt` and `best.ckpt` in the run folder, and ends a run on a signal.
 
-    `last.ckpt` is written after each validation (without validation each epoch), in between by steps or
-    minutes, when the run is told to stop, and at its end. A run goes on from it exactly: it is only written
-    between two optimiser steps, and the one before it stays until it is whole on the disk. If it cannot be
-    written, the run warns and goes on, and tries again when the next is due; at a run's end that is an error.
+    `last.ckpt` is written after each validation (without validation, each epoch), in between by steps or
+    minutes, when a signal ends the run, and at its end. A run continues from it exactly: it is only written
+    between two optimiser steps, and the previous one stays until the new one is complete on the disk. If it
+    cannot be written, the run warns, continues, and tries again when the next is due. At a run's end that is
+    an error.
 
-    SIGTERM, SIGUSR1, Ctrl-C and the end of `trainer.max_time` let the running batch finish, then write it and
-    end the run, on all ranks after the same step. Lightning's ModelCheckpoint writes its last checkpoint only
-    when the best one improved.
+    On SIGTERM, SIGUSR1, Ctrl-C and the end of `trainer.max_time` the run finishes the batch, writes
+    `last.ckpt` and ends, on all ranks after the same step. Lightning's ModelCheckpoint is not used: it writes
+    its last checkpoint only when the best one improved.
 
     Args:
         monitor: the validation metric whose best value `best.ckpt` has; None keeps no best.
         mode: whether the lowest or the highest value is best.
-        every_steps: writes `last.ckpt` also every so many optimiser steps.
-        every_minutes: writes it also when so many minutes have passed since the last time.
-        keep: how many of these checkpoints stay under their step numbers, `step-00001000.ckpt`, too.
+        every_steps: also write `last.ckpt` after so many optimiser steps.
+        every_minutes: also write it when so many minutes have passed since the last time.
+        keep: how many of these checkpoints are also kept under their step numbers, `step-00001000.ckpt`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Classifier-based rejection sampling: keep the samples that a critic recognises best.
+"""Classifier-based rejection sampling: keep the samples that a classifier recognises best.
 
 VQ-VAE-2, section 3.3: trades diversity for quality. Legend: M samples, B batch, C H W images, K classes.
 """
@@ -36,8 +36,9 @@ def log_scores(classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     num_classes = logits.shape[1]
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise ValueError(
-            f"A critic of {num_classes} classes cannot score samples with labels from {int(labels.min())} to "
-            f"{int(labels.max())}. Take a critic that was trained on the samples' classes."
+            f"A classifier of {num_classes} classes cannot score samples with labels from "
+            f"{int(labels.min())} to {int(labels.max())}. Take a classifier that was trained on the samples' "
+            "classes."
         )
     asked = labels[:, None]
     others = logits.scatter(1, asked, -torch.inf).logsumexp(1)
@@ -56,9 +57,7 @@ def ranks(scores: Tensor, labels: Tensor) -> Tensor:
     """
     unknown = int(scores.isnan().sum())
     if unknown:
-        raise ValueError(
-            f"{unknown} of {len(scores)} critic scores are not a number: score the samples again."
-        )
+        raise ValueError(f"{unknown} of {len(scores)} scores are not a number: score the samples again.")
     order = scores.argsort(descending=True, stable=True)
     order = order[labels[order].argsort(stable=True)]  # class by class, each from its best
     grouped = labels[order]

@@ -59,7 +59,7 @@ def opened(file: RemoteFile) -> BinaryIO:
     """The whole shard, open for reading; it is downloaded if it is not here. Nobody removes it until closed.
 
     Raises:
-        Unreachable: it cannot be had, or the cache cannot be used or has no room.
+        Unreachable: it cannot be downloaded, or the cache cannot be used or has no room.
     """
     path = cache_folder() / _SHARDS / f"{_digest(*map(str, file))}.tar"
     try:
@@ -77,7 +77,7 @@ def fetch(file: RemoteFile, path: Path, is_whole: Callable[[Path], bool] = lambd
         is_whole: checks what was downloaded, before it is renamed into its place.
 
     Raises:
-        Unreachable: it cannot be had, is not whole even when downloaded again, or the cache cannot be
+        Unreachable: it cannot be downloaded, is not whole even when downloaded again, or the cache cannot be
             written or has no room.
     """
     try:
@@ -91,7 +91,7 @@ def fetch(file: RemoteFile, path: Path, is_whole: Callable[[Path], bool] = lambd
 
 
 def hold_folder(path: Path) -> None:
-    """Makes a folder in the cache that nobody removes before this process and those it forks have ended."""
+    """Makes a folder in the cache that stays until this process and those it forks have ended."""
     while path not in _held:
         path.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path / _IN_USE, os.O_RDWR | os.O_CREAT, 0o644)
@@ -144,8 +144,8 @@ def _download(file: RemoteFile, stream: BinaryIO, part: Path, is_whole: Callable
             return
         log.warning("%s arrived damaged", file.url)
     raise Unreachable(
-        f"{file.url} is damaged: it has the right size and twice another content than its manifest says. "
-        "Write it again."
+        f"{file.url} is damaged: it was downloaded twice with the right size, and both times its content was "
+        "not that of the manifest. Write it again."
     )
 
 
@@ -165,7 +165,7 @@ def _reserve(file: RemoteFile, stream: BinaryIO) -> None:
     while not _make_room(file, stream):
         if time.monotonic() > deadline:
             raise Unreachable(
-                f"{file.url} finds no room: the cache {cache_folder()} may hold {_gb(cache_bytes())}, and "
+                f"{file.url} does not fit: the cache {cache_folder()} may hold {_gb(cache_bytes())}, and "
                 "all that it holds is in use. Raise VQVAE2_CACHE_GB."
             )
         time.sleep(0.1)
@@ -187,7 +187,7 @@ def _make_room(file: RemoteFile, stream: BinaryIO) -> bool:
 def _warn_of_thrashing(path: Path, unused_s: float) -> None:
     if unused_s < _THRASHING_S:
         log.warning(
-            "The cache %s, of %g GB, is too small for what is read at once: %s has to go though it was used "
+            "The cache %s, of %g GB, is too small for the files in use: %s is removed although it was used "
             "%.1f s ago. Raise VQVAE2_CACHE_GB.",
             *(cache_folder(), cache_bytes() / 1e9, path.name, unused_s),
         )
@@ -203,7 +203,7 @@ def _facts(path: Path) -> tuple[float, int]:
 
 
 def _remove(path: Path) -> bool:
-    """Removes a shard or a folder of shards that nobody has locked; whether it did."""
+    """Removes a shard or a folder of shards that is not locked; returns whether it did."""
     lock, flags = (path / _IN_USE, os.O_CREAT | os.O_RDWR) if path.is_dir() else (path, os.O_RDWR)
     try:
         descriptor = os.open(lock, flags)

@@ -49,7 +49,7 @@ def check_continues(folder: Path, job: Job) -> dict[str, int]:
         found = json.loads(path.read_bytes())
         identity, counts = found["identity"], found["num_samples"]
     except FileNotFoundError:
-        raise ValueError(f"{folder} holds shards, but no {JOB} that says of which job. {_mend()}") from None
+        raise ValueError(f"{folder} holds shards, but no {JOB} that names their job. {_mend()}") from None
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} cannot be read. {_mend()}") from None
     known = {name: value for name, value in job.identity.items() if name in identity or name != CONTENTS}
@@ -61,8 +61,8 @@ def check_continues(folder: Path, job: Job) -> dict[str, int]:
     for split, count in job.num_samples.items():
         if counts.get(split, 0) > count:
             raise ValueError(
-                f"{folder} belongs to a job of {counts[split]} {split}, this one asks for {count}; nothing "
-                f"is thrown away by itself. Ask for as many. {_mend()}"
+                f"{folder} belongs to a job of {counts[split]} {split}, this one asks for {count}. Files "
+                f"are never removed automatically. Ask for as many. {_mend()}"
             )
     return counts
 

@@ -43,7 +43,7 @@ In, Out = TypeVar("In"), TypeVar("Out")
 
 
 class Unreachable(ValueError):
-    """A remote file cannot be had. It must never pass for one unreadable image among others."""
+    """A remote file cannot be downloaded. This must never be taken for one unreadable image."""
 
 
 class RemoteFile(NamedTuple):
@@ -79,7 +79,7 @@ def look(url: str) -> RemoteFile:
     """Asks how large a file is and of which version, without reading it.
 
     Raises:
-        Unreachable: it is not there, or nobody answers.
+        Unreachable: it is not there, or no server answers.
         ValueError: a package for this kind of address is missing.
     """
 
@@ -205,7 +205,7 @@ class _Patience:
         if waited_s + pause_s > self.give_up_s:
             raise Unreachable(
                 f"{self.url} cannot be read: {self.tries} tries in {waited_s:.0f} s without progress, the "
-                f"last ended with {failure}. See to the server or the network, or raise VQVAE2_GIVE_UP_S."
+                f"last ended with {failure}. Check the server or the network, or raise VQVAE2_GIVE_UP_S."
             ) from failure
         log.warning("%s: %s; try %d follows in %.1f s", self.url, failure, self.tries + 1, pause_s)
         time.sleep(pause_s)
@@ -215,7 +215,7 @@ def _file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Asked for anew each time: fsspec keeps it, but not over a fork.
 
     Raises:
-        ValueError: a package is missing, or nobody knows such addresses.
+        ValueError: a package is missing, or such addresses are unknown.
     """
     try:
         return fsspec.core.url_to_fs(url)

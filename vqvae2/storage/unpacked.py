@@ -88,5 +88,5 @@ def _check_room(path: Path, folder: Path, num_bytes: int) -> None:
     if disk.free - num_bytes < min(_KEPT_FREE * disk.total, _KEPT_FREE_AT_MOST):
         raise ValueError(
             f"{path} cannot be unpacked: {disk.free / 1e9:,.3g} of {disk.total / 1e9:,.3g} GB are free in "
-            f"{folder}, in the system's temporary folder, and a part of that is left to others. {_MEND}"
+            f"{folder}, in the system's temporary folder, and part of that is kept free for others. {_MEND}"
         )

@@ -20,7 +20,7 @@ class AutoencoderModule(TokenizerModule):
     Args:
         schedule: learning rate of Adam.
         beta: weight of the commitment.
-        polyak: decay of the averaged weights, which are evaluated and encode.
+        polyak: decay of the averaged weights, which are evaluated and which encode.
         recon_variance: divides the reconstruction error (1 in the paper; Sonnet uses the pixels' variance).
         compiled: see `NetworkModule`.
         network: options of `HierarchicalVQVAE`; the channels come from the data.

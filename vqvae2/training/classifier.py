@@ -1,4 +1,4 @@
-"""Training an image classifier: a critic of samples, and their feature network in place of Inception.
+"""Training an image classifier: for rejection sampling, and as a feature network in place of Inception.
 
 Trained on samples alone it gives their classification accuracy score (section 5.3; Ravuri and Vinyals, 2019).
 """
@@ -33,20 +33,20 @@ from vqvae2.training.schedules import Schedule
 class ClassifierModule(NetworkModule):
     """Trains a `Classifier` on labelled images; the channels and the number of classes come from the data.
 
-    A test measures how often its average is right about the held-out images, prints that and writes it to
-    `accuracy.json` in the run folder. Trained on samples alone, that is the samples' CAS; trained on the real
-    images, its ceiling.
+    A test measures the accuracy of the averaged network on the held-out images, prints it and writes it to
+    `accuracy.json` in the run folder. For a classifier trained on samples alone this is the samples' CAS; for
+    one trained on the real images it is the ceiling of the CAS.
 
     Args:
         schedule: learning rate of the optimiser.
-        polyak: decay of the averaged weights, which are evaluated and which judge.
+        polyak: decay of the averaged weights, which are evaluated and used.
         optimizer: "adamw", or "sgd" with Nesterov's momentum.
         momentum: of "sgd"; the decay of the first moment of "adamw".
         weight_decay: for the weights of convolutions and of the last layer; not for biases and norms.
         label_smoothing: probability mass of the target that is spread over all classes.
         autoencoder: checkpoint; a test then also measures the reconstructions of the held-out images, which
-            lack what the samples lack. Only a test loads it.
-        network: options of `Classifier` beyond what the data says.
+            lack the same details as the samples. Only a test loads it.
+        network: options of `Classifier` that do not come from the data.
     """
 
     kind = "classifier"

@@ -33,7 +33,7 @@ class HRVQVAEModule(TokenizerModule):
         require(0 <= beta < math.inf, "beta", beta, "a finite number, 0 or more")
         self.schedule = schedule
         self.beta = beta
-        self.options = dict(beta=beta, **network)
+        self.options = dict(beta=beta, **network)  # (the command line understands this form, and no {...})
 
     def make(self, channels: int) -> HRVQVAE:
         return HRVQVAE(channels=channels, **self.options)

@@ -9,7 +9,7 @@ from vqvae2.training.schedules import Schedule
 
 
 class PixelSNAILModule(PriorModule):
-    """Trains a `PixelSNAIL`; the level is the subclass's to say.
+    """Trains a `PixelSNAIL`; a subclass sets the level.
 
     Args:
         level: name of the level that is modelled.
@@ -17,7 +17,7 @@ class PixelSNAILModule(PriorModule):
         polyak: decay of the averaged weights, which are evaluated and sampled from.
         compiled: see `NetworkModule`.
         checkpoint_layers: see `PixelSNAIL`; for batches that do not fit otherwise.
-        network: options of `PixelSNAIL` beyond what the manifest says.
+        network: options of `PixelSNAIL` that do not come from the manifest.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class TopPriorModule(PixelSNAILModule):
     Args:
         schedule: learning rate of Adam.
         polyak: decay of the averaged weights, which are evaluated and sampled from.
-        network: further options of `PixelSNAILModule`, and of `PixelSNAIL` beyond what the manifest says.
+        network: other options of `PixelSNAILModule`, and of `PixelSNAIL` that are not in the manifest.
     """
 
     def __init__(self, *, schedule: Schedule, polyak: float, **network: Any) -> None:
@@ -70,7 +70,7 @@ class ConditionalPriorModule(PixelSNAILModule):
         level: name of the level that is modelled.
         schedule: learning rate of Adam.
         polyak: decay of the averaged weights, which are evaluated and sampled from.
-        network: further options of `PixelSNAILModule`, and of `PixelSNAIL` beyond what the manifest says,
+        network: other options of `PixelSNAILModule`, and of `PixelSNAIL` that are not in the manifest,
             those of the conditioning stack among them.
     """
 

@@ -1,4 +1,4 @@
-"""The report's facts, tables and curves of verdicts, beside the papers' figures."""
+"""The report's facts, tables and curves of evaluations, beside the papers' figures."""
 
 import json
 import math
@@ -36,7 +36,7 @@ WORDS = {"held_out": "held-out images"}
 KINDS = ("samples", "held_out", "reconstructions")  # from the top of the table down
 
 
-class Verdict(NamedTuple):
+class Evaluation(NamedTuple):
     """A metrics.json and the folder that it is in."""
 
     folder: Path
@@ -61,42 +61,44 @@ class Verdict(NamedTuple):
     def name_of(self, key: str) -> str:
         return self.legend[key]["name"]
 
-    def judged_by(self) -> str:
-        """The same for two verdicts whose figures can be compared: networks, reference, images, settings."""
+    def conditions(self) -> str:
+        """Networks, reference, images and settings. Compare two evaluations only if these are equal."""
         inputs, networks = self.content["inputs"], self.content.get("networks") or {}
         prints = {purpose: network["fingerprint"] for purpose, network in networks.items() if network}
         shape = [inputs.get(name) for name in ("real", "image_size", "channels")]
         return json.dumps([prints, shape, self.content.get("settings")], sort_keys=True)
 
 
-def legend_of(verdicts: Sequence[Verdict]) -> dict[str, dict[str, Any]]:
-    """Of all figures; of two verdicts that have one, the first says what it is."""
-    return {key: entry for verdict in reversed(verdicts) for key, entry in verdict.legend.items()}
+def legend_of(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:
+    """Of all figures; of two evaluations that have one, the first says what it is."""
+    return {key: entry for evaluation in reversed(evaluations) for key, entry in evaluation.legend.items()}
 
 
-def facts(verdict: Verdict) -> list[tuple[str, Html]]:
-    """What was judged, and by what."""
-    content, inputs = verdict.content, verdict.content["inputs"]
+def facts(evaluation: Evaluation) -> list[tuple[str, Html]]:
+    """What was evaluated, and with which networks."""
+    content, inputs = evaluation.content, evaluation.content["inputs"]
     found = []
-    for row in verdict.sets:
+    for row in evaluation.sets:
         if row["kind"] == "samples" and row["fraction"] == 1:
             found.append(("Samples", join([f"{number(row['num_images'])} from ", code(row["location"])])))
     if "real" in content["counts"]:
         count = number(content["counts"]["real"])
         part = f", its {inputs['real_part']} part" if inputs.get("real_part") else ""
-        found.append(("Judged against", join([f"{count} images of ", code(inputs["real"]), part])))
+        found.append(("Compared with", join([f"{count} images of ", code(inputs["real"]), part])))
     for purpose, network in (content.get("networks") or {}).items():
         if network:
             layers, mark = ", ".join(network["layers"]), code(str(network["fingerprint"])[:12])
             seen = join([f"{network['name']}, layers {layers}, fingerprint ", mark])
             found.append((NETWORKS.get(purpose, purpose), seen))
     if chosen := content.get("rejection"):
-        critic = chosen.get("critic")
-        found.append(("Critic", code(critic) if critic else join(["that of the sample job"])))
+        classifier = chosen.get("critic")  # the key in metrics.json
+        found.append(
+            ("Rejection classifier", code(classifier) if classifier else join(["that of the sample job"]))
+        )
     colours = {1: "grey", 3: "colour"}.get(inputs["channels"], f"{inputs['channels']} channels")
     height, width = size_of(inputs["image_size"])
     found.append(("Images", join([f"{height} x {width}, {colours}"])))
-    if "versions" in content:  # not in older verdicts
+    if "versions" in content:  # not in older evaluations
         commit, versions = (content["commit"] or "not known")[:12], content["versions"]
         found.append(
             ("Computed by", join([f"commit {commit}, torch {versions['torch']}, {content['device']}"]))
@@ -114,12 +116,12 @@ def set_name(key: str | None) -> str:
     return f"{name}, best {100 * float(fraction):g}\N{NO-BREAK SPACE}%" if fraction else name
 
 
-def quality_tables(verdicts: Sequence[Verdict]) -> list[Html]:
-    """A row a set, a column a metric; a table for all verdicts whose figures can be compared."""
-    groups: dict[str, list[Verdict]] = {}
-    for verdict in verdicts:
-        if verdict.sets:
-            groups.setdefault(verdict.judged_by(), []).append(verdict)
+def quality_tables(evaluations: Sequence[Evaluation]) -> list[Html]:
+    """A row a set, a column a metric; a table for all evaluations whose figures can be compared."""
+    groups: dict[str, list[Evaluation]] = {}
+    for evaluation in evaluations:
+        if evaluation.sets:
+            groups.setdefault(evaluation.conditions(), []).append(evaluation)
     parts = [part for group in groups.values() for part in quality_table(group)]
     if len(groups) > 1:
         own = "Each table has its own networks, reference or settings: compare within one only."
@@ -127,10 +129,10 @@ def quality_tables(verdicts: Sequence[Verdict]) -> list[Html]:
     return parts
 
 
-def quality_table(group: Sequence[Verdict]) -> list[Html]:
+def quality_table(group: Sequence[Evaluation]) -> list[Html]:
     """The table, and below it why figures are missing."""
     legend = legend_of(group)
-    rows = one_of_each([(verdict, row) for verdict in group for row in verdict.sets])
+    rows = one_of_each([(evaluation, row) for evaluation in group for row in evaluation.sets])
     keys = [
         key
         for key, entry in legend.items()
@@ -140,10 +142,10 @@ def quality_table(group: Sequence[Verdict]) -> list[Html]:
     best = {key: best_value(key, legend, [row for _, row in rows]) for key in keys}
     reasons: dict[str, int] = {}
     body = []
-    for verdict, row in rows:
+    for evaluation, row in rows:
         missing = {
-            entry["metric"]: f"{label(verdict, entry['metric'])}: {entry['reason']}"
-            for entry in verdict.content.get("left_out") or []
+            entry["metric"]: f"{label(evaluation, entry['metric'])}: {entry['reason']}"
+            for entry in evaluation.content.get("left_out") or []
             if entry.get("set") == row["key"]
         }
         cells = []
@@ -162,12 +164,12 @@ def quality_table(group: Sequence[Verdict]) -> list[Html]:
     return [table(caption, header, body), why if reasons else Html(), unequal if len(sizes) > 1 else Html()]
 
 
-def one_of_each(rows: list[tuple[Verdict, dict[str, Any]]]) -> list[tuple[Verdict, dict[str, Any]]]:
-    """Samples first; several verdicts may have judged the same set to the same figures: once is enough."""
-    kept: list[tuple[Verdict, dict[str, Any]]] = []
-    for verdict, row in sorted(rows, key=lambda pair: KINDS.index(pair[1]["kind"])):
+def one_of_each(rows: list[tuple[Evaluation, dict[str, Any]]]) -> list[tuple[Evaluation, dict[str, Any]]]:
+    """Samples first. If several evaluations have the same figures for the same set, it is shown once."""
+    kept: list[tuple[Evaluation, dict[str, Any]]] = []
+    for evaluation, row in sorted(rows, key=lambda pair: KINDS.index(pair[1]["kind"])):
         if all(row != other for _, other in kept):
-            kept.append((verdict, row))
+            kept.append((evaluation, row))
     return kept
 
 
@@ -216,20 +218,22 @@ def cell(
     )
 
 
-def label(verdict: Verdict, metric: str) -> str:
+def label(evaluation: Evaluation, metric: str) -> str:
     """What a metric is called, also one that no set has."""
-    keys = verdict.keys_of(metric)
-    return verdict.name_of(keys[0]) if keys else metric.replace("_", " ")
+    keys = evaluation.keys_of(metric)
+    return evaluation.name_of(keys[0]) if keys else metric.replace("_", " ")
 
 
-def left_out_list(verdicts: Sequence[Verdict]) -> Html:
+def left_out_list(evaluations: Sequence[Evaluation]) -> Html:
     """Every figure that is missing, and why; then what was computed otherwise than asked for."""
     sets: dict[tuple[str, str], list[str]] = {}
-    for verdict in verdicts:
-        for entry in verdict.content.get("left_out") or []:
-            name = label(verdict, entry["metric"])
+    for evaluation in evaluations:
+        for entry in evaluation.content.get("left_out") or []:
+            name = label(evaluation, entry["metric"])
             sets.setdefault((name, entry["reason"]), []).append(set_name(entry.get("set")))
-    notes = [element("li", note) for verdict in verdicts for note in verdict.content.get("notes", [])]
+    notes = [
+        element("li", note) for evaluation in evaluations for note in evaluation.content.get("notes", [])
+    ]
     if not sets and not notes:
         return note("Every figure was computed for every set.")
     items = [
@@ -240,10 +244,10 @@ def left_out_list(verdicts: Sequence[Verdict]) -> Html:
 
 
 def paired(
-    verdicts: Sequence[Verdict], figures: dict[str, float]
+    evaluations: Sequence[Evaluation], figures: dict[str, float]
 ) -> list[tuple[str, float | None, float | None, str]]:
     """The run's figures: name, on training data, on held-out data or of neither, key without its ending."""
-    legend = legend_of(verdicts)
+    legend = legend_of(evaluations)
     pairs: dict[str, dict[str, float]] = {}
     names: dict[str, str] = {}
     for key, value in figures.items():
@@ -253,10 +257,10 @@ def paired(
     return [(names[base], pair.get("train"), pair.get("val"), base) for base, pair in pairs.items()]
 
 
-def run_tables(verdicts: Sequence[Verdict], figures: dict[str, float]) -> list[Html]:
+def run_tables(evaluations: Sequence[Evaluation], figures: dict[str, float]) -> list[Html]:
     """The run's figures of training and held-out data beside the paper's; then those of neither."""
     published = paper_figures()
-    found = paired(verdicts, figures)
+    found = paired(evaluations, figures)
     splits = [
         [name, number(train), number(held_out), *published.get(base, (NONE, NONE))]
         for name, train, held_out, base in found
@@ -302,18 +306,18 @@ def accuracy_table(cas: dict[str, Any] | None, ceiling: dict[str, Any] | None) -
 
 
 def by_class_table(
-    verdicts: Sequence[Verdict],
+    evaluations: Sequence[Evaluation],
     cas: dict[str, Any] | None,
     ceiling: dict[str, Any] | None,
     classes: list[str] | None,
 ) -> list[Html]:
     """Each class: samples recognised as it, and how well the tested classifiers do on it."""
     columns: list[tuple[str, list[float | None]]] = []
-    for verdict in verdicts:
-        for row in verdict.sets:
+    for evaluation in evaluations:
+        for row in evaluation.sets:
             for key, value in row["figures"].items():
                 if isinstance(value, list):
-                    columns.append((f"{set_name(row['key'])}: {verdict.name_of(key)}", value))
+                    columns.append((f"{set_name(row['key'])}: {evaluation.name_of(key)}", value))
     for what, found in (("trained on samples", cas), ("trained on real images", ceiling)):
         for tested in ("real", "reconstructed"):
             part = found and found.get(tested)
@@ -331,29 +335,33 @@ def by_class_table(
     return [disclosure("Class by class", table("Accuracy of each class in percent.", header, rows))]
 
 
-def trade_offs(verdicts: Sequence[Verdict]) -> list[Html]:
+def trade_offs(evaluations: Sequence[Evaluation]) -> list[Html]:
     """Figure 7 of the paper: FID and FID* against the Inception score, precision against recall."""
     charts = []
     for title, x, ys in (
         ("Fréchet distance against Inception score", "is", ("fid", "fid_star")),
         ("Precision against recall", "recall", ("precision",)),
     ):
-        lines = [line for verdict in verdicts for y in ys for line in lines_of(verdict, x, y)]
+        lines = [line for evaluation in evaluations for y in ys for line in lines_of(evaluation, x, y)]
         if any(len(line.points) > 1 for line in lines if line.joined):
-            names = [verdicts[0].name_of(key) for metric in (x, *ys) for key in verdicts[0].keys_of(metric)]
+            names = [
+                evaluations[0].name_of(key) for metric in (x, *ys) for key in evaluations[0].keys_of(metric)
+            ]
             dashed = any(line.hollow for line in lines)
             y = f"{names[1]}; open: {names[2]}" if dashed else names[1]
             charts.append(trade_off(title, names[0], y, lines))
     return charts
 
 
-def lines_of(verdict: Verdict, x: str, y: str) -> list[Line]:
+def lines_of(evaluation: Evaluation, x: str, y: str) -> list[Line]:
     """One metric against another: a line a candidate over its fractions, else one over all candidates."""
     hollow = y == "fid_star"
     lines: dict[str, Line] = {}
-    for x_key, y_key in zip(verdict.keys_of(x), verdict.keys_of(y), strict=False):
+    for x_key, y_key in zip(evaluation.keys_of(x), evaluation.keys_of(y), strict=False):
         rows = [
-            row for row in verdict.sets if None not in (row["figures"].get(x_key), row["figures"].get(y_key))
+            row
+            for row in evaluation.sets
+            if None not in (row["figures"].get(x_key), row["figures"].get(y_key))
         ]
         parts = Counter(row["candidate"] for row in rows if row["kind"] == "samples")
         several = any(count > 1 for count in parts.values())

@@ -1,9 +1,9 @@
-"""The check of the verdict: that it would notice a metric that moves the wrong way."""
+"""The check of the evaluation: that it would notice a metric that moves the wrong way."""
 
 import numpy as np
 import pytest
 
-from tests.experiments.real_run import like, real_verdict
+from tests.experiments.real_run import like, real_evaluation
 
 FIGURES = {
     "half": (0.1, 0.0, 0.001, 5.0, 0.9, 0.9, 1.0, 0.6, 0.01),
@@ -19,13 +19,13 @@ KEYS = [f"{metric}_net" for metric in METRICS]
 
 @pytest.fixture
 def check(experiment):
-    return experiment("check_verdict")
+    return experiment("check_metrics")
 
 
 @pytest.fixture
-def verdict():
-    """Made-up figures of made-up sets in the fields of a real verdict."""
-    real = real_verdict()
+def evaluation():
+    """Made-up figures of made-up sets in the fields of a real evaluation."""
+    real = real_evaluation()
     named = {key: dict(zip(KEYS, values, strict=True)) for key, values in FIGURES.items()}
     manifold, kid = {"k_precision": 3, "k_density": 5}, {"subsets": 100, "subset_size": 1000}
     return like(
@@ -37,12 +37,12 @@ def verdict():
     )
 
 
-def failing(check, verdict):
-    return [claim for claim, holds in check.claims(verdict) if not holds]
+def failing(check, evaluation):
+    return [claim for claim, holds in check.claims(evaluation) if not holds]
 
 
-def test_figures_that_move_as_they_should(check, verdict):
-    assert failing(check, verdict) == []
+def test_figures_that_move_as_they_should(check, evaluation):
+    assert failing(check, evaluation) == []
 
 
 @pytest.mark.parametrize(
@@ -58,10 +58,10 @@ def test_figures_that_move_as_they_should(check, verdict):
         ("samples", "is", 5.5, "samples: is is between that of noise and of half"),
     ],
 )
-def test_one_that_does_not_is_named(check, verdict, key, metric, value, claim):
-    row = next(found for found in verdict["sets"] if found["key"] == key)
+def test_one_that_does_not_is_named(check, evaluation, key, metric, value, claim):
+    row = next(found for found in evaluation["sets"] if found["key"] == key)
     row["figures"][f"{metric}_net"] = value
-    assert failing(check, verdict) == [claim]
+    assert failing(check, evaluation) == [claim]
 
 
 def test_blur_keeps_the_mean_and_takes_the_edges(check):

@@ -1,6 +1,6 @@
-"""A verdict as the job wrote it, but for made-up samples with made-up figures."""
+"""An evaluation as the job wrote it, but for made-up samples with made-up figures."""
 
-from tests.experiments.real_run import like, real_verdict
+from tests.experiments.real_run import like, real_evaluation
 
 _NAMES = ("fid", "fid_star", "is", "precision", "recall")
 
@@ -15,7 +15,7 @@ def figures(*values, network="classifier"):
 
 
 def _row(kind, **changes):
-    return like(next(row for row in real_verdict()["sets"] if row["kind"] == kind), **changes)
+    return like(next(row for row in real_evaluation()["sets"] if row["kind"] == kind), **changes)
 
 
 def sample_set(candidate, fraction, *values):
@@ -31,7 +31,7 @@ def sample_set(candidate, fraction, *values):
 
 
 def sets():
-    """Four temperatures, one of them also in its critic's best fractions, and what they are beside."""
+    """Four temperatures, one of them also in its best fractions, and what they are beside."""
     held_out, rebuilt = figures(2.1, None, 6.8, 0.74, 0.73), figures(9.8, 1.4, 5.6, 0.62, 0.66)
     return [
         sample_set("t0.7", 1.0, 24.0, 15.0, 3.1, 0.71, 0.30),
@@ -57,9 +57,9 @@ RUN = {
 }
 
 
-def fake_verdict(**changes):
-    """A whole verdict; `changes` are of its fields."""
-    real = real_verdict()
+def fake_evaluation(**changes):
+    """A whole evaluation; `changes` are of its fields."""
+    real = real_evaluation()
     rows = sets()
     shown = dict.fromkeys(key for row in rows for key in row["figures"]) | RUN
     legend = {key: real["legend"][key] for key in shown}  # every key is one that the job writes

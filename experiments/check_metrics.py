@@ -1,19 +1,19 @@
-"""Whether the verdict can be trusted: real images, and real images made worse in known ways.
+"""Checks the metrics on real images, and on real images that are damaged in known ways.
 
-    python experiments/check_verdict.py demo
-    python experiments/check_verdict.py demo --beside samples=runs/demo/samples
-    python experiments/check_verdict.py cifar10 --num 10000 -- --model.manifold_features vgg16
+    python experiments/check_metrics.py demo
+    python experiments/check_metrics.py demo --beside samples=runs/demo/samples
+    python experiments/check_metrics.py cifar10 --num 10000 -- --model.manifold_features vgg16
 
-One half of the training images is the reference. The candidates, as many images each:
+One half of the training images is the reference. The candidates have the same number of images each:
 
-half       of the other half: as good as any set can be
-blurred    the same, blurred
-dropped    of the other half, but of half the classes alone
-noisy      the same as `half`, with noise on every pixel
-noise      nothing but noise
+half       from the other half: as good as any set can be
+blurred    the same images as `half`, blurred
+dropped    from the other half, but from half of the classes only
+noisy      the same images as `half`, with noise on every pixel
+noise      only noise
 
-They are judged at once by the networks of `configs/X_eval.yaml`; what follows `--` goes to `lightning test`.
-Every figure has to move as its definition says, or this fails.
+One `lightning test` with the networks of `configs/X_eval.yaml` evaluates all of them. Options after `--` go
+to that command. Every figure must change as its definition says; otherwise this program fails.
 """
 
 import argparse
@@ -59,11 +59,11 @@ def main() -> None:
     locations |= dict(entry.split("=", 1) for entry in arguments.beside)
     real = write(folder / "reference.npz", *reference)
     options = [option for option in options if option != "--"]
-    judge(arguments.config, folder, real, locations, arguments.num, options)
-    verdict = json.loads((folder / "metrics.json").read_text())
-    failures = [claim for claim, holds in claims(verdict) if not report(claim, holds)]
+    evaluate(arguments.config, folder, real, locations, arguments.num, options)
+    evaluation = json.loads((folder / "metrics.json").read_text())
+    failures = [claim for claim, holds in claims(evaluation) if not report(claim, holds)]
     if failures:
-        sys.exit(f"error: {len(failures)} figures do not move as they should.")
+        sys.exit(f"error: {len(failures)} figures do not change as they should.")
 
 
 def make_sets(data: ImageDataModule, num: int) -> tuple[tuple[np.ndarray, np.ndarray], Sets]:
@@ -118,10 +118,10 @@ def write(path: Path, images: np.ndarray, labels: np.ndarray) -> str:
     return str(path)
 
 
-def judge(
+def evaluate(
     config: str, folder: Path, real: str, candidates: dict[str, str], num: int, options: list[str]
 ) -> None:
-    """One verdict on all candidates, without what is not about sets of images."""
+    """One evaluation of all candidates; only the figures of sets of images are computed."""
     settings = {
         "trainer.default_root_dir": folder,
         "data.train": real,
@@ -146,16 +146,16 @@ def judge(
         sys.exit(found.returncode)
 
 
-def claims(verdict: dict) -> list[tuple[str, bool]]:
+def claims(evaluation: dict) -> list[tuple[str, bool]]:
     """What has to hold, in words, and whether it does."""
-    metric_of = {key: entry["metric"] for key, entry in verdict["legend"].items()}
+    metric_of = {key: entry["metric"] for key, entry in evaluation["legend"].items()}
     found = {
         row["key"]: {metric_of[key]: value for key, value in row["figures"].items()}
-        for row in verdict["sets"]
+        for row in evaluation["sets"]
     }
-    num_real, num = verdict["counts"]["real"], verdict["counts"]["half"]
+    num_real, num = evaluation["counts"]["real"], evaluation["counts"]["half"]
     half = found["half"]
-    k = verdict["settings"]["manifold"]["k_density"]
+    k = evaluation["settings"]["manifold"]["k_density"]
     expected = 1 - math.prod((num_real - i) / (num_real + num - i) for i in range(1, k + 1))
     best = [
         ("half: density is 1", abs(half["density"] - 1) < SLACK),

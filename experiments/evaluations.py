@@ -1,16 +1,16 @@
-"""What the tables of verdicts share: finding and reading a `metrics.json`, and printing rows."""
+"""What the tables of evaluations share: finding and reading a `metrics.json`, and printing rows."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-FORMAT = "vqvae2-verdict-2"  # as vqvae2.evaluation.results writes it, whose import takes seconds
+FORMAT = "vqvae2-verdict-2"  # as vqvae2.evaluation.results writes it; importing that takes seconds
 NONE = "-"  # stands where there is no figure
 
 
-def read_verdict(path: Path) -> dict[str, Any]:
-    """The verdict at `path`: its `metrics.json`, that file's folder, or the folder of a data set's runs.
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """The evaluation at `path`: its `metrics.json`, that file's folder, or the folder of a data set's runs.
 
     Raises:
         ValueError: there is none, or it is of an older format.
@@ -19,12 +19,14 @@ def read_verdict(path: Path) -> dict[str, Any]:
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         raise ValueError(
-            f"{path} holds no metrics.json. Judge the run first: make eval-fid CONFIG={path.name}"
+            f"{path} holds no metrics.json. Evaluate the run first: make eval-fid CONFIG={path.name}"
         )
-    verdict = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(verdict, dict) or verdict.get("format") != FORMAT:
-        raise ValueError(f"{file} is no verdict of the format {FORMAT}. Judge the run again: make eval-fid")
-    return verdict
+    evaluation = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(evaluation, dict) or evaluation.get("format") != FORMAT:
+        raise ValueError(
+            f"{file} is no evaluation of the format {FORMAT}. Evaluate the run again: make eval-fid"
+        )
+    return evaluation
 
 
 def print_table(rows: Sequence[Sequence[str]], *, markdown: bool = False) -> None:

@@ -1,0 +1,159 @@
+"""Every number of HR-VQVAE and of path priors at the ends of its range: it works, or is refused by name."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tests.nn.linked_reference import make
+from vqvae2.nn.hr_vqvae import HRVQVAE
+from vqvae2.nn.path_prior import PathPrior
+from vqvae2.nn.quantizer import update_codebooks
+from vqvae2.sampling.draw import Draw, Noise, level_sampler
+
+NETWORK = {"channels": 3, "factor": 4, "hidden": 8, "residual": 4, "residual_blocks": 1, "branch": 3}
+NETWORK |= {"depth": 3, "code_dim": 4, "beta": 0.25, "decay": 0.99, "eps": 1e-5}
+PRIOR = {"grid": (4, 6), "num_codes": 9, "condition_grids": [], "condition_codes": [], "num_classes": 2}
+PRIOR |= {"depth": 2, "output_layers": 1, "hidden": 8, "residual": 4, "layers": 2, "attention_layers": 1}
+PRIOR |= {"heads": 2, "kernel": 3, "dropout": 0.1, "conditioning_hidden": 4, "conditioning_blocks": 2}
+
+
+@pytest.mark.parametrize("linked", [True, False])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"branch": 2, "depth": 1, "dim": 1, "init": "data"},
+        {"branch": 2, "depth": 6, "init": "data"},
+        {"dim": 1, "init": "uniform"},
+        {"decay": 0},
+        {"decay": 0.0, "init": "data", "revive_below": 0.5},
+        {"decay": 1e-300},
+        {"decay": math.nextafter(1, 0)},
+        {"eps": 1e-30, "decay": 0.5},
+        {"eps": 1e6},
+        {"revive_below": math.nextafter(1, 0), "init": "data"},
+        {"residual_gradient": "full", "beta": 0.0},
+        {"residual_gradient": "full", "beta": 1e6},
+    ],
+)
+def test_codebooks_stay_finite_and_near_the_data(changes, linked):
+    """What a level leaves may be twice as large as what it saw: that, less a code of the same size."""
+    torch.manual_seed(0)
+    quantizer = make(linked=linked, **changes)
+    for _ in range(60):
+        quantizer.update(quantizer(torch.randn(2, quantizer.dim, 4, 4)).statistics)
+        for i, level in enumerate(quantizer.levels):
+            assert level.codebook.isfinite().all()
+            assert level.codebook.abs().max() < 5 * 2**i
+
+
+def test_without_decay_visited_codes_are_the_means_of_the_last_batch():
+    torch.manual_seed(0)
+    quantizer = make(decay=0.0, eps=1e-9, depth=2)
+    for _ in range(3):
+        before = quantizer.levels[1].codebook.clone()
+        vectors = torch.randn(1, 5, 4, 4)
+        out = quantizer(vectors)
+        left = (vectors - quantizer.lookup(out.codes, 1))[0].flatten(1).T
+        quantizer.update(out.statistics)
+    nodes = out.codes.flatten()
+    for node, code in enumerate(quantizer.levels[1].codebook):
+        expected = left[nodes == node].mean(0) if (nodes == node).any() else before[node]
+        torch.testing.assert_close(code, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"branch": 1}, "branch is 1, wanted at least 2"),
+        ({"depth": 0}, "depth is 0, wanted at least 1"),
+        ({"branch": 8, "depth": 9}, r"branch \*\* depth is 134217728, wanted at most 16,777,216 leaves"),
+        ({"residual_gradient": "half"}, "residual_gradient is half, wanted stop, full or none"),
+        ({"dim": 0}, "code_dim is 0"),
+        ({"decay": 1.0}, "decay is 1.0, wanted 0 up to"),
+        ({"eps": 0.0}, "eps is 0.0, wanted above 0"),
+        ({"revive_below": 1.0}, "revive_below is 1.0"),
+        ({"init": "zeros"}, "codebook_init is zeros, wanted normal, uniform or data"),
+    ],
+)
+def test_impossible_codebooks_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden": 2, "residual": 1, "residual_blocks": 0},
+        {"hidden": 3, "channels": 1},
+        {"branch": 2, "depth": 1, "code_dim": 1},
+        {"factor": 2},
+        {"factor": 16},
+        {"decay": 0.0},
+        {"linked": False, "residual_gradient": "full"},
+    ],
+)
+def test_tokenizers_take_steps(changes):
+    torch.manual_seed(0)
+    network = HRVQVAE(**NETWORK | changes).train()
+    images = torch.randn(2, network.channels, 16, 16)
+    for _ in range(3):
+        network.zero_grad()
+        out = network(images)
+        (F.mse_loss(out.images, images) + out.commitment + sum(out.commitments)).backward()
+        update_codebooks(network.quantizers, out.statistics)
+        assert all(p.grad.isfinite().all() for p in network.parameters())
+    assert network.eval()(images).images.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"channels": 0}, "channels is 0, wanted at least 1"),
+        ({"hidden": 1}, "hidden is 1, wanted at least 2"),
+        ({"residual": 0}, "residual is 0, wanted at least 1"),
+        ({"residual_blocks": -1}, "residual_blocks is -1, wanted 0 or more"),
+        ({"factor": 6}, "factor is 6, wanted a power of two"),
+        ({"code_dim": 0}, "code_dim is 0, wanted at least 1"),
+        ({"branch": 1}, "branch is 1"),
+        ({"codebook_init": "zeros"}, "codebook_init is zeros"),
+    ],
+)
+def test_impossible_tokenizers_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        HRVQVAE(**NETWORK | changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"grid": (1, 1)},
+        {"grid": (1, 5), "attention_layers": 2},
+        {"grid": (5, 1), "attention_layers": 0, "heads": 0},
+        {"num_codes": 1},
+        {"num_codes": 3, "depth": 1, "conditioning_hidden": 0},
+        {"num_classes": 0},
+        {"layers": 1, "output_layers": 0},
+        {"kernel": 31},
+        {"dropout": 0.0},
+        {"conditioning_blocks": 0},
+        {"condition_grids": [(2, 3)], "condition_codes": [4]},
+    ],
+)
+def test_path_priors_learn_and_draw(changes):
+    torch.manual_seed(0)
+    prior = PathPrior(**PRIOR | changes).train()
+    codes = torch.randint(prior.num_codes, (2, *prior.grid))
+    above = [torch.randint(4, (2, 2, 3))] if "condition_grids" in changes else []
+    labels = torch.tensor([0, max(prior.num_classes, 1) - 1])
+    for level in prior.levels:
+        torch.nn.init.normal_(level.to_logits.weight)
+    prior.loss(codes, above, labels).backward()
+    assert all(p.grad.isfinite().all() for p in prior.parameters() if p.grad is not None)
+    given = torch.full((2, *prior.grid), -1)
+    drawn = level_sampler(prior.eval(), Draw())(above, labels, Noise(0, [0, 1], 0), given)
+    assert 0 <= drawn.codes.min() <= drawn.codes.max() < prior.num_codes
+    with torch.inference_mode():
+        nll = prior.nll(drawn.codes, above, labels).double().sum((1, 2))
+    torch.testing.assert_close(drawn.nll_nats, nll, rtol=1e-4, atol=1e-4)
