@@ -58,7 +58,7 @@ MODULES = {
         **SHARED, **({"widths": [4, 6], "blocks": 1, "weight_decay": 0.1} | options)
     ),
 }
-MODEL_OPTIONS = dict.fromkeys(("bottom", "path", "sundae"), {"checkpoint_layers": True})
+MODEL_OPTIONS = {kind: {"checkpoint_layers": True} for kind in ("bottom", "path", "sundae")}
 TRAINER = {"top": {"gradient_clip_val": 0.05, "accumulate_grad_batches": 2}}
 PRIORS, TOKENIZERS = ("top", "bottom", "path", "sundae"), ("autoencoder", "hr")
 
