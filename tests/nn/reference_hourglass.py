@@ -28,8 +28,9 @@ def angles(height: int, width: int, head_width: int) -> Cells:
     """[e/2] of each position: the row's, then the column's."""
     frequencies = evenly(1, math.sqrt(height * width) / 2, head_width // 4)
     found = {}
-    for row, down in enumerate(evenly(-1, 1, height)):
-        for column, along in enumerate(evenly(-1, 1, width)):
+    rows, columns = (evenly(1 / size - 1, 1 - 1 / size, size) for size in (height, width))
+    for row, down in enumerate(rows):
+        for column, along in enumerate(columns):
             turns = [place * math.pi * f for place in (down, along) for f in frequencies]
             found[row, column] = torch.tensor(turns, dtype=torch.float64)
     return found
@@ -112,10 +113,9 @@ def hourglass(state: State, x: Tensor, *, heads: int, head_width: int) -> Tensor
     patches = layers(state, "middle", patches, coarse, heads)
     spread = {}
     for patch, short in patches.items():
-        centre = {patch: sum(fine[place] for _, place in corners(patch)) / 4}
+        value = state["from_patches.1.weight"] @ normalised(state, "from_patches.0", short)
         parts = (state["lengthen.weight"] @ short + state["lengthen.bias"]).chunk(4)
-        long = {place: parts[number] + cells[place] for number, place in inside[patch].items()}
-        spread |= attention(state, "from_patches", long, fine, {patch: short}, centre, heads)
+        spread |= {place: parts[number] + cells[place] + value for number, place in inside[patch].items()}
     spread = {place: spread[place] for place in cells}  # in the order of rows again
     cells = layers(state, "after", spread, fine, heads)
     return torch.stack([torch.stack([cells[r, c] for c in range(width)]) for r in range(height)])

@@ -25,13 +25,14 @@ _PATCH = 2  # side; the paper shortens by 4 in all
 def angles(height: int, width: int, head_width: int, device: torch.device) -> Tensor:
     """Axial rotary positions [H, W, e/2], in radians: half of each head turns by the row, half by the column.
 
-    Place p, from -1 to 1 along its axis, turns by p·π·f, for e/4 frequencies f evenly spaced from 1 to √N/2.
-    As the authors have it: where all are whole numbers, as for 32x32 and e = 64, an axis's ends are alike.
+    Place p, of n centres from -1 + 1/n to 1 - 1/n along its axis, turns by p·π·f, for e/4 frequencies f
+    evenly spaced from 1 to √N/2. Departs from the authors' code, whose places go from -1 to 1: where all
+    frequencies are whole numbers, as for 32x32 and e = 64, the first and the last row are then alike.
     In float64: in bfloat16, which networks of that precision take by default, many turns are a wrong angle.
     """
     exact = {"dtype": torch.float64, "device": device}
     frequencies = torch.linspace(1, (height * width) ** 0.5 / 2, head_width // 4, **exact)
-    places = (torch.linspace(-1, 1, size, **exact) for size in (height, width))
+    places = ((2 * torch.arange(size, **exact) + 1) / size - 1 for size in (height, width))
     row, column = (place[:, None] * torch.pi * frequencies for place in places)
     return torch.cat([row[:, None].expand(-1, width, -1), column[None].expand(height, -1, -1)], -1)
 
@@ -127,7 +128,8 @@ class Hourglass(nn.Module):
         self.shorten = nn.Linear(_PATCH**2 * width, width)
         self.lengthen = nn.Linear(width, _PATCH**2 * width)
         self.to_patches = Attention(width, heads, head_width)
-        self.from_patches = Attention(width, heads, head_width)
+        # The positions of a patch attend to the one that it became: of a single key, attention is the value.
+        self.from_patches = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width, bias=False))
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -155,7 +157,7 @@ class Hourglass(nn.Module):
         short = self.to_patches(short, centres, parts, patches, patch_seen)[:, :, 0]
         short = _run(self.middle, short, coarse, None, recompute)[:, :, None]
         long = rearrange(self.lengthen(short[:, :, 0]), "b n (p d) -> b n p d", p=_PATCH**2) + parts
-        long = self.from_patches(long, patches, short, centres, None)
+        long = long + self.from_patches(short)
         x = _run(self.after, _unpatched(long, padded).flatten(1, 2), flat, flat_seen, recompute)
         return x.view(batch, *padded, -1)[:, :height, :width]
 
