@@ -446,7 +446,7 @@ HR_OURS = (
     same(
         "children start from vectors of their own cell; residuals without the codes' gradient",
         jobs(HR, "vqvae"),
-        {"model.codebook_init": "data", "model.residual_gradient": "stop", "model.revive_below": 0},
+        {"model.codebook_init": "data", "model.residual_gradient": "stop", "model.revive_below": 0.02},
     ),
     same(
         "as in VQ-VAE-2: [S] table 1, A.2, FFHQ top and mid",

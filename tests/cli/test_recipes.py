@@ -201,14 +201,14 @@ def test_a_further_recipe_may_bring_a_job_back(trees):
 
 
 def test_stages_are_the_jobs_that_are_there_in_their_order(trees):
-    wanted = {"vqvae": "fit", "top": "fit", "path": "fit", "sample": "predict", "complete": "predict"}
+    wanted = {"vqvae": "fit", "top": "fit", "sample": "predict", "complete": "predict"}
     assert stages(trees / "trees.yaml") == [*wanted.items()]
     assert stages(trees / "oaks.yaml") == [*wanted.items(), ("cas", "fit"), ("cas", "test")]
 
 
 def test_a_recipes_stages_are_printed_for_make(trees, capsys):
     stages_command.main([str(trees / "trees.yaml")])
-    wanted = "fit vqvae\nfit top\nfit path\npredict sample\npredict complete\n"
+    wanted = "fit vqvae\nfit top\npredict sample\npredict complete\n"
     assert capsys.readouterr().out == wanted
     with pytest.raises(SystemExit, match="no such config"):
         stages_command.main([str(trees / "pines.yaml")])
@@ -221,7 +221,6 @@ def test_the_next_job_passes_over_those_that_are_not_there(trees):
         found.append((command[0], Path(command[2]).stem))
     assert found == [
         ("fit", "trees_top"),
-        ("fit", "trees_path"),
         ("predict", "trees_sample"),
         ("predict", "trees_complete"),
     ]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.experiments.test_report import EXPERIMENTS
+from tests.experiments.conftest import EXPERIMENTS
 from tests.training.training_run import write_images
 from vqvae2.storage.checkpoint import load_network
 

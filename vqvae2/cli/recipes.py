@@ -47,7 +47,6 @@ _STAGES = (  # the jobs of a recipe with their verbs, in the order in which they
     ("vqvae", "fit"),
     ("encode", "predict"),
     ("top", "fit"),
-    ("path", "fit"),
     ("mid", "fit"),
     ("bottom", "fit"),
     ("classifier", "fit"),
