@@ -21,12 +21,22 @@ from vqvae2.training.classifier import ClassifierModule
 from vqvae2.training.pixelsnail import ConditionalPriorModule, TopPriorModule
 from vqvae2.training.schedules import Constant
 from vqvae2.training.sharding import ShardedStrategy
+from vqvae2.training.vqgan import Adversarial, Discriminator, VQGANModule
 
 STEPS, HALF = 20, 10
 SHARED = {"schedule": Constant(3e-3), "polyak": 0.9}
 PRIOR = {"hidden": 8, "residual": 8, "layers": 2, "kernel": 3, "dropout": 0.0, "output_layers": 1}
 CONDITIONED = {"layers": 1, "attention_layers": 0, "conditioning_hidden": 8, "conditioning_blocks": 2}
+VQGAN = {"hidden": 8, "multipliers": [1, 2], "residual_blocks": 1, "resolution": 8}
+VQGAN |= {"attention_resolutions": [8], "norm_groups": 4, "latent_channels": 6}
+VQGAN |= {"num_codes": 16, "code_dim": 4, "codebook": "gradient"}
+GAN = {"betas": (0.5, 0.9), "pixel": "l1", "pixel_weight": 1.0, "perceptual": None, "perceptual_weight": 0.0}
+GAN |= {"codebook_weight": 1.0, "beta": 0.25}
+GAN |= {"discriminator": Discriminator(hidden=8, layers=1, norm="group", norm_groups=4)}
+# Batches: the discriminator is idle, then trained alone, then resumed where its gradient counts.
+GAN |= {"adversarial": Adversarial(3, 2, 0.5, "adaptive", lambda_max=1e4, lecam=0.1, lecam_decay=0.9)}
 MODULES = {
+    "vqgan": lambda **options: VQGANModule(**SHARED, **(GAN | VQGAN | options)),
     "autoencoder": lambda **options: AutoencoderModule(**SHARED, beta=0.25, **(NETWORK | options)),
     "top": lambda **options: TopPriorModule(
         **SHARED, **(PRIOR | {"attention_layers": 1, "heads": 2} | options)
@@ -40,9 +50,9 @@ MODULES = {
         **SHARED, **({"widths": [4, 6], "blocks": 1, "weight_decay": 0.1} | options)
     ),
 }
-MODEL_OPTIONS = {"bottom": {"checkpoint_layers": True}, "top": {}, "autoencoder": {}, "classifier": {}}
-TRAINER = {"top": {"gradient_clip_val": 0.05, "accumulate_grad_batches": 2}}
-BATCH = {"autoencoder": 8, "top": 4, "bottom": 4, "classifier": 8}
+MODEL_OPTIONS = {"bottom": {"checkpoint_layers": True}}
+TRAINER = {"vqgan": {"gradient_clip_val": 0.05}, "top": {"gradient_clip_val": 0.05, "accumulate_grad_batches": 2}}
+BATCH = {"autoencoder": 8, "top": 4, "bottom": 4, "classifier": 8, "vqgan": 8}
 
 
 def write_data(folder):
@@ -79,7 +89,7 @@ def write_data(folder):
 def data(kind, folder):
     if kind in ("top", "bottom"):
         return LatentDataModule(latents=str(folder / "latents"), batch_size=BATCH[kind])
-    if kind == "autoencoder":
+    if kind in ("autoencoder", "vqgan"):
         return image_data(folder / "images", BATCH[kind])
     images = image_data(folder / "images", BATCH[kind])
     return type(images)(
@@ -124,11 +134,11 @@ def fit(kind, name, folder, *, run=None, resume=None, steps=STEPS, model=None, *
     """Trains and saves `RUN-half.ckpt` and `RUN.ckpt`; returns what was logged in each step."""
     torch.manual_seed(0)
     options = {"plugins": [StreamedCheckpoints()], **strategy(name), **TRAINER.get(kind, {}), **options}
-    module = MODULES[kind](**(MODEL_OPTIONS[kind] | (model or {})))
+    module = MODULES[kind](**(MODEL_OPTIONS.get(kind, {}) | (model or {})))
     run = folder / (run or f"{kind}-{name}")
     watch = Watch(run)
     callbacks = [watch]
-    if kind == "autoencoder":
+    if kind in ("autoencoder", "vqgan"):
         callbacks.append(ReconstructionGrid(num_samples=3))
     elif kind != "classifier":
         callbacks.append(SampleGrid(str(folder / "autoencoder.ckpt"), num_samples=3))
