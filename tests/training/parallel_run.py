@@ -30,13 +30,15 @@ CONDITIONED = {"layers": 1, "attention_layers": 0, "conditioning_hidden": 8, "co
 VQGAN = {"hidden": 8, "multipliers": [1, 2], "residual_blocks": 1, "resolution": 8}
 VQGAN |= {"attention_resolutions": [8], "norm_groups": 4, "latent_channels": 6}
 VQGAN |= {"num_codes": 16, "code_dim": 4, "codebook": "gradient"}
-GAN = {"betas": (0.5, 0.9), "pixel": "l1", "pixel_weight": 1.0, "perceptual": None, "perceptual_weight": 0.0}
+# L2 and a small rate: the sign of a difference near 0, and Adam's step for a gradient that is rounding alone (of
+# the keys' bias, which changes nothing), would not be those of one process.
+GAN = {"schedule": Constant(1e-4), "betas": (0.5, 0.9), "pixel": "l2", "pixel_weight": 1.0, "perceptual": None, "perceptual_weight": 0.0}
 GAN |= {"codebook_weight": 1.0, "beta": 0.25}
 GAN |= {"discriminator": Discriminator(hidden=8, layers=1, norm="group", norm_groups=4)}
 # Batches: the discriminator is idle, then trained alone, then resumed where its gradient counts.
 GAN |= {"adversarial": Adversarial(3, 2, 0.5, "adaptive", lambda_max=1e4, lecam=0.1, lecam_decay=0.9)}
 MODULES = {
-    "vqgan": lambda **options: VQGANModule(**SHARED, **(GAN | VQGAN | options)),
+    "vqgan": lambda **options: VQGANModule(**(SHARED | GAN | VQGAN | options)),
     "autoencoder": lambda **options: AutoencoderModule(**SHARED, beta=0.25, **(NETWORK | options)),
     "top": lambda **options: TopPriorModule(
         **SHARED, **(PRIOR | {"attention_layers": 1, "heads": 2} | options)
