@@ -9,6 +9,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from tests.checkpoints import save_autoencoder
 from tests.training.training_run import NETWORK, image_data, trainer, write_images
+from tests.training.vqgan_run import vqgan_module
 from vqvae2.data.latent_module import LatentDataModule
 from vqvae2.data.latent_shards import write_shard
 from vqvae2.data.latents import LatentSpec, Level, Manifest, write_manifest
@@ -21,24 +22,13 @@ from vqvae2.training.classifier import ClassifierModule
 from vqvae2.training.pixelsnail import ConditionalPriorModule, TopPriorModule
 from vqvae2.training.schedules import Constant
 from vqvae2.training.sharding import ShardedStrategy
-from vqvae2.training.vqgan import Adversarial, Discriminator, VQGANModule
 
 STEPS, HALF = 20, 10
 SHARED = {"schedule": Constant(3e-3), "polyak": 0.9}
 PRIOR = {"hidden": 8, "residual": 8, "layers": 2, "kernel": 3, "dropout": 0.0, "output_layers": 1}
 CONDITIONED = {"layers": 1, "attention_layers": 0, "conditioning_hidden": 8, "conditioning_blocks": 2}
-VQGAN = {"hidden": 8, "multipliers": [1, 2], "residual_blocks": 1, "resolution": 8}
-VQGAN |= {"attention_resolutions": [8], "norm_groups": 4, "latent_channels": 6}
-VQGAN |= {"num_codes": 16, "code_dim": 4, "codebook": "gradient"}
-# L2 and a small rate: the sign of a difference near 0, and Adam's step for a gradient that is rounding alone (of
-# the keys' bias, which changes nothing), would not be those of one process.
-GAN = {"schedule": Constant(1e-4), "betas": (0.5, 0.9), "pixel": "l2", "pixel_weight": 1.0, "perceptual": None, "perceptual_weight": 0.0}
-GAN |= {"codebook_weight": 1.0, "beta": 0.25}
-GAN |= {"discriminator": Discriminator(hidden=8, layers=1, norm="group", norm_groups=4)}
-# Batches: the discriminator is idle, then trained alone, then resumed where its gradient counts.
-GAN |= {"adversarial": Adversarial(3, 2, 0.5, "adaptive", lambda_max=1e4, lecam=0.1, lecam_decay=0.9)}
 MODULES = {
-    "vqgan": lambda **options: VQGANModule(**(SHARED | GAN | VQGAN | options)),
+    "vqgan": lambda **options: vqgan_module(**options),
     "autoencoder": lambda **options: AutoencoderModule(**SHARED, beta=0.25, **(NETWORK | options)),
     "top": lambda **options: TopPriorModule(
         **SHARED, **(PRIOR | {"attention_layers": 1, "heads": 2} | options)
@@ -53,7 +43,10 @@ MODULES = {
     ),
 }
 MODEL_OPTIONS = {"bottom": {"checkpoint_layers": True}}
-TRAINER = {"vqgan": {"gradient_clip_val": 0.05}, "top": {"gradient_clip_val": 0.05, "accumulate_grad_batches": 2}}
+TRAINER = {
+    "top": {"gradient_clip_val": 0.05, "accumulate_grad_batches": 2},
+    "vqgan": {"gradient_clip_val": 0.05},
+}
 BATCH = {"autoencoder": 8, "top": 4, "bottom": 4, "classifier": 8, "vqgan": 8}
 
 

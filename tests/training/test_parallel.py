@@ -28,6 +28,8 @@ WHOLE = [
     ("bottom", "copies"),
     ("classifier", "ddp"),
     ("classifier", "fsdp"),
+    ("vqgan", "ddp"),
+    ("vqgan", "fsdp"),
 ]
 RESUMED = [
     ("autoencoder", "fsdp", "single"),
@@ -37,9 +39,14 @@ RESUMED = [
     ("top", "ddp", "folders"),
     ("classifier", "fsdp", "single"),
     ("classifier", "ddp", "fsdp"),
+    ("vqgan", "fsdp", "single"),
+    ("vqgan", "ddp", "fsdp"),
 ]
 WIDE = {"hidden": 16}
-RESUMED_ALONE = [("autoencoder", "fsdp"), ("top", "folders"), ("bottom", "copies"), ("classifier", "fsdp")]
+RESUMED_ALONE = [
+    *(("autoencoder", "fsdp"), ("top", "folders"), ("bottom", "copies"), ("classifier", "fsdp")),
+    ("vqgan", "fsdp"),
+]
 
 
 def _on_rank(folder):

@@ -1,7 +1,7 @@
 """PatchGAN: tells patches of images from patches of reconstructions.
 
-Source: Isola et al. (2017), "Image-to-image translation with conditional adversarial networks", section 3.2.2,
-as Esser et al. (2021) use it in VQ-GAN.
+Source: Isola et al. (2017), "Image-to-image translation with conditional adversarial networks", section
+3.2.2, as Esser et al. (2021) use it in VQ-GAN.
 
 Shape legend: B batch, C channels, h w patches.
 """

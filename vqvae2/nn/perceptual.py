@@ -27,8 +27,8 @@ _NORM_EPS = 1e-10
 _HOW = (
     "Trunk: https://download.pytorch.org/models/vgg16-397923af.pth (528 MB, torchvision's "
     "VGG16_Weights.IMAGENET1K_V1). Heads: lpips/weights/v0.1/vgg.pth (7 KB) of "
-    "https://github.com/richzhang/PerceptualSimilarity, which torchmetrics also holds. Download them once and "
-    "name the files, or take a classifier of this suite: --model.perceptual.network classifier"
+    "https://github.com/richzhang/PerceptualSimilarity, which torchmetrics also holds. Download them once "
+    "and name the files, or take a classifier of this suite: --model.perceptual.network classifier"
 )
 
 

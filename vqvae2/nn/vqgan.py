@@ -1,7 +1,7 @@
 """VQ-GAN's autoencoder: residual blocks and attention, one grid of codes.
 
-Source: Esser, Rombach and Ommer (2021), "Taming transformers for high-resolution image synthesis", section 3.1
-and table 7, and their public code for what the table leaves open. Larger: Bond-Taylor et al. (SUNDAE on
+Source: Esser, Rombach and Ommer (2021), "Taming transformers for high-resolution image synthesis", section
+3.1 and table 7, and their public code for what the table leaves open. Larger: Bond-Taylor et al. (SUNDAE on
 VQ-GAN), table 4. What makes it adversarial is in `vqvae2.training.vqgan`.
 
 Shape legend: B batch, C channels, h w the grid, D code dimension, K codes.
@@ -155,7 +155,8 @@ class VQGAN(Tokenizer, architecture="vqgan"):
 
     Args:
         channels: of the images.
-        resolution: height of the images for which `attention_resolutions` are named; the network takes others.
+        resolution: height of the images for which `attention_resolutions` are named; others are taken
+            too.
         hidden: unit of the widths.
         multipliers: widths of each resolution in units of `hidden`, the images' first. n of them make
             f = 2^(n-1), image side over grid side.

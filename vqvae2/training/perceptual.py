@@ -52,8 +52,8 @@ def load_distance(options: Perceptual, data: ImageDataModule, device: torch.devi
     classifier, facts = load_network(options.weights, "classifier")
     if facts["network"]["channels"] != data.channels:
         raise ValueError(
-            f"{options.weights} was trained on images of {facts['network']['channels']} channels, the data has "
-            f"{data.channels}. Name a classifier of such images: --model.perceptual.weights."
+            f"{options.weights} was trained on images of {facts['network']['channels']} channels, the data "
+            f"has {data.channels}. Name a classifier of such images: --model.perceptual.weights."
         )
     return ClassifierDistance(classifier, options.compare).to(device).__call__
 

@@ -1,7 +1,7 @@
 """Stage 1 of VQ-GAN + SUNDAE: training an autoencoder against a discriminator.
 
-One optimiser steps both networks, by one backward pass of the sum of their losses. The losses are made so that
-no gradient leaks: the reconstruction's is found by itself, the discriminator sees a detached copy.
+One optimiser steps both networks, by one backward pass of the sum of their losses. The losses are made so
+that no gradient leaks: the reconstruction's is found by itself, the discriminator sees a detached copy.
 """
 
 import math
@@ -83,9 +83,9 @@ class VQGANModule(TokenizerModule):
     """Trains a `VQGAN` on images against a `PatchDiscriminator`.
 
     The autoencoder minimises L_rec + codebook_weight · L_VQ + λ · weight · L_G, with
-    L_rec = pixel_weight · mean |x − x̂| (or its square) + perceptual_weight · d(x, x̂) and L_G = −mean D(x̂); the
-    discriminator a hinge loss (Esser et al., 2021, equations 4 to 7). L_VQ is beta · commitment + codebook term,
-    or commitment + beta · codebook term. Moving averages leave out the codebook term.
+    L_rec = pixel_weight · mean |x − x̂| (or its square) + perceptual_weight · d(x, x̂) and L_G = −mean D(x̂);
+    the discriminator a hinge loss (Esser et al., 2021, equations 4 to 7). L_VQ is beta · commitment +
+    codebook term, or commitment + beta · codebook term. Moving averages leave out the codebook term.
 
     `train/loss` and `val/loss` are L_rec + codebook_weight · L_VQ: the adversarial terms have no scale that
     could be compared over time, so they are logged beside it (`generator`, `discriminator`, ...). All of them
