@@ -7,13 +7,13 @@ Shape legend: B batch, C channels, H W image.
 """
 
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torchvision import models
 
 from vqvae2.nn.classifier import Classifier
 from vqvae2.nn.precision import without_autocast
@@ -21,8 +21,8 @@ from vqvae2.nn.precision import without_autocast
 RANDOM = "random"  # in the place of a file: a network without training, for tests
 SMALLEST = 16  # pixels a side that VGG-16's four poolings leave something of
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # to ImageNet's, from [-1, 1]
-_SLICES = (4, 9, 16, 23, 30)  # each ends behind relu1_2, relu2_2, relu3_3, relu4_3, relu5_3
-_WIDTHS = (64, 128, 256, 512, 512)
+_WIDTHS = (64, 128, 256, 512, 512)  # of VGG-16 between its poolings; LPIPS looks at the end of each part
+_CONVOLUTIONS = (2, 2, 3, 3, 3)
 _NORM_EPS = 1e-10
 _HOW = (
     "Trunk: https://download.pytorch.org/models/vgg16-397923af.pth (528 MB, torchvision's "
@@ -41,13 +41,14 @@ class LPIPS(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        layers = models.vgg16(weights=None).features[: _SLICES[-1]]
-        for layer in layers:
-            if isinstance(layer, nn.ReLU):
-                layer.inplace = False
-        self.slices = nn.ModuleList(
-            layers[start:end] for start, end in zip((0, *_SLICES), _SLICES, strict=False)
-        )
+        self.slices = nn.ModuleList()
+        before = 3
+        for width, count in zip(_WIDTHS, _CONVOLUTIONS, strict=True):
+            part = [nn.MaxPool2d(2)] if self.slices else []
+            for _ in range(count):
+                part += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU()]
+                before = width
+            self.slices.append(nn.Sequential(*part))
         self.heads = nn.ParameterList(
             torch.full((width,), 1 / width, dtype=torch.float32) for width in _WIDTHS
         )
@@ -156,7 +157,7 @@ def _state(path: str | Path, wanted: list[str]) -> Mapping[str, Tensor]:
         raise ValueError(f"There is no file {path} with weights of LPIPS. {_HOW}.")
     try:  # these files are older than torch's format that can be mapped into memory
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
+    except (RuntimeError, pickle.UnpicklingError, struct.error, EOFError, OSError) as error:
         raise ValueError(f"{path} cannot be read as weights: it is damaged or something else.") from error
     missing = [name for name in wanted if not isinstance(state, Mapping) or name not in state]
     if missing:
