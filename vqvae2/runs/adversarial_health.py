@@ -27,7 +27,8 @@ class Symptom(NamedTuple):
 
 def _is_stuck(figures: Figures) -> bool:
     apart = abs(figures.get("logit_real", 9.0) - figures.get("logit_fake", -9.0))
-    return abs(figures.get("discriminator", 0) - 1) < 0.02 and apart < 0.05
+    counts = "generator" in figures  # a new one tells nothing apart either
+    return counts and abs(figures["discriminator"] - 1) < 0.02 and apart < 0.05
 
 
 _SYMPTOMS = {
