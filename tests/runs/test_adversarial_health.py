@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 
-from tests.training.training_run import trainer
+from tests.training.training_run import autoencoder_module, trainer
 from tests.training.vqgan_run import adversarial, vqgan_module
 from vqvae2.data.images import ImageDataModule
 from vqvae2.nn.classifier import Classifier
@@ -175,6 +175,11 @@ def test_what_was_seen_outlives_a_resumed_run_and_is_said_once():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         second.judge(figures)
+
+
+def test_another_family_is_not_watched(images):
+    with pytest.raises(ValueError, match="not a AutoencoderModule"):
+        said(images, module=autoencoder_module())
 
 
 @pytest.mark.parametrize("wrong", [{"patience": 0}, {"lambda_above": 0}, {"worse": 1}])

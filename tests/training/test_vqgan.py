@@ -56,7 +56,7 @@ def two_steps(module, images, distance):
         torch.autograd.grad(loss, network.last.weight, retain_graph=True)[0].norm()
         for loss in (rec, generator)
     ]
-    weight = (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()
+    weight = (norms[0] / (norms[1] + 1e-4)).clamp(0, options.lambda_max).detach()
     vq = 0.25 * out.commitment + out.codebook
     (rec + 2.0 * vq + options.weight * weight * generator).backward()
     of_network = gradients(network)
@@ -66,16 +66,21 @@ def two_steps(module, images, distance):
     return of_network, gradients(helper), weight
 
 
+@pytest.mark.parametrize("lambda_max", [1e4, 0.02], ids=["", "clamped"])
 @pytest.mark.parametrize("codebook", [{}, AVERAGES], ids=["gradient", "averages"])
 @pytest.mark.parametrize("norm", NORMS)
-def test_one_backward_pass_gives_the_gradients_of_two_separate_steps(norm, codebook):
+def test_one_backward_pass_gives_the_gradients_of_two_separate_steps(norm, codebook, lambda_max):
+    """λ is clamped first and multiplied by the weight after."""
     changes = {"pixel": "l1", "perceptual_weight": 0.7, "codebook_weight": 2.0, **codebook}
-    module, images = built(norm, adversarial=adversarial(**AT_ONCE, lecam=0), **changes)
+    module, images = built(
+        norm, adversarial=adversarial(**AT_ONCE, lecam=0, lambda_max=lambda_max), **changes
+    )
     distance = ClassifierDistance(Classifier(num_classes=2, channels=3, widths=[4], blocks=1), "logits")
     module._distance = distance.__call__
     of_network, of_helper, weight = two_steps(module, images, distance)
     found_network, found_helper, losses = one_backward(module, images)
     assert losses["lambda"].item() == pytest.approx(weight.item(), rel=1e-4)
+    assert (losses["lambda"] == lambda_max) == (lambda_max < 1)
     for found, expected in ((found_network, of_network), (found_helper, of_helper)):
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)

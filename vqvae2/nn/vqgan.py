@@ -170,8 +170,9 @@ class VQGAN(Tokenizer, architecture="vqgan"):
         codebook: what teaches the codes: moving `averages` (as in VQ-VAE-2), or the `gradient` (the paper).
         decay: of the averages; only with those.
         eps: Laplace smoothing of their counts; only with those.
-        codebook_init: see `Codebook`; only with averages. With the gradient it is U(±1/K).
-        revive_below: see `Codebook`; only with averages.
+        codebook_init: see `Codebook`; only with averages, where null is `data`. With the gradient it is
+            U(±1/K).
+        revive_below: see `Codebook`; only with averages, where null is 0.
         dropout: of the residual blocks.
     """
 
@@ -202,15 +203,10 @@ class VQGAN(Tokenizer, architecture="vqgan"):
         require(residual_blocks >= 1, "residual_blocks", residual_blocks, "at least 1")
         require(0 <= dropout < 1, "dropout", dropout, "0 up to, not including, 1")
         require(latent_channels >= 1, "latent_channels", latent_channels, "at least 1")
-        require(len(multipliers) >= 2, "multipliers", list(multipliers), "at least 2")
-        require(min(multipliers) >= 1, "multipliers", list(multipliers), "at least 1 each")
-        require(hidden >= 1 and norm_groups >= 1, "hidden, norm_groups", (hidden, norm_groups), "at least 1")
         self.channels = channels
         self.factor = 2 ** (len(multipliers) - 1)
         self.codebook_sizes = (num_codes,)
-        widths = [hidden * multiplier for multiplier in multipliers]
-        divided = all(width % norm_groups == 0 for width in widths)
-        require(divided, "norm_groups", norm_groups, f"a divisor of each of the widths {widths}")
+        widths = _widths(hidden, multipliers, norm_groups)
         attends = _attends(resolution, len(widths), attention_resolutions)
         layers = Layers(widths, attends, groups=norm_groups, dropout=dropout)
         self.encoder = layers.encoder(channels, latent_channels, residual_blocks)
@@ -264,6 +260,17 @@ class VQGAN(Tokenizer, architecture="vqgan"):
     def _decode_to_last(self, vectors: Tensor) -> Tensor:
         # Codes are float32 also where the rest is half precision.
         return self.decoder(self.post_quant_conv(vectors.to(self.post_quant_conv.weight.dtype)))
+
+
+def _widths(hidden: int, multipliers: Sequence[int], groups: int) -> list[int]:
+    """Channels of each resolution, the images' first."""
+    require(len(multipliers) >= 2, "multipliers", list(multipliers), "at least 2")
+    require(min(multipliers) >= 1, "multipliers", list(multipliers), "at least 1 each")
+    require(hidden >= 1 and groups >= 1, "hidden, norm_groups", (hidden, groups), "at least 1 each")
+    widths = [hidden * multiplier for multiplier in multipliers]
+    divided = all(width % groups == 0 for width in widths)
+    require(divided, "norm_groups", groups, f"a divisor of each of the widths {widths}")
+    return widths
 
 
 def _attends(resolution: int, levels: int, wanted: Sequence[int]) -> list[bool]:

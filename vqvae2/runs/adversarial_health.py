@@ -94,6 +94,12 @@ class AdversarialHealth(L.Callback):
         self._streaks: dict[str, int] = {}
         self._step = 0
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if not isinstance(pl_module, VQGANModule):
+            raise ValueError(
+                f"AdversarialHealth watches a VQGANModule, not a {type(pl_module).__name__}. Leave it out."
+            )
+
     def on_train_start(self, trainer: L.Trainer, pl_module: VQGANModule) -> None:
         self._step = trainer.global_step
         for doubt in doubts(trainer, pl_module):
