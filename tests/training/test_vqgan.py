@@ -73,7 +73,7 @@ def test_one_backward_pass_gives_the_gradients_of_two_separate_steps(norm, codeb
     """λ is clamped first and multiplied by the weight after."""
     changes = {"pixel": "l1", "perceptual_weight": 0.7, "codebook_weight": 2.0, **codebook}
     module, images = built(
-        norm, adversarial=adversarial(**AT_ONCE, lecam=0, lambda_max=lambda_max), **changes
+        norm, adversarial=adversarial(**AT_ONCE, weight=3.0, lecam=0, lambda_max=lambda_max), **changes
     )
     distance = ClassifierDistance(Classifier(num_classes=2, channels=3, widths=[4], blocks=1), "logits")
     module._distance = distance.__call__
