@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from tests.checkpoints import save_autoencoder
 from tests.training.training_run import NETWORK, image_data, trainer, write_images
+from tests.training.vqgan_run import vqgan_module
 from vqvae2.data.latent_module import LatentDataModule
 from vqvae2.data.latent_shards import write_shard
 from vqvae2.data.latents import LatentSpec, Level, Manifest, write_manifest
@@ -40,6 +41,7 @@ RESIDUAL = {
     name: value for name, value in NETWORK.items() if name not in ("num_levels", "num_codes")
 } | LEVELS
 MODULES = {
+    "vqgan": lambda **options: vqgan_module(**options),
     "autoencoder": lambda **options: AutoencoderModule(**SHARED, beta=0.25, **(NETWORK | options)),
     "hr": lambda **options: HRVQVAEModule(**SHARED, beta=0.25, **(RESIDUAL | options)),
     "top": lambda **options: TopPriorModule(
@@ -59,8 +61,11 @@ MODULES = {
     ),
 }
 MODEL_OPTIONS = {kind: {"checkpoint_layers": True} for kind in ("bottom", "path", "sundae")}
-TRAINER = {"top": {"gradient_clip_val": 0.05, "accumulate_grad_batches": 2}}
-PRIORS, TOKENIZERS = ("top", "bottom", "path", "sundae"), ("autoencoder", "hr")
+TRAINER = {
+    "top": {"gradient_clip_val": 0.05, "accumulate_grad_batches": 2},
+    "vqgan": {"gradient_clip_val": 0.05},
+}
+PRIORS, TOKENIZERS = ("top", "bottom", "path", "sundae"), ("autoencoder", "hr", "vqgan")
 
 
 def write_data(folder):

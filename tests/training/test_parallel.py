@@ -34,6 +34,8 @@ WHOLE = [
     ("classifier", "fsdp"),
     ("sundae", "ddp"),
     ("sundae", "fsdp"),
+    ("vqgan", "ddp"),
+    ("vqgan", "fsdp"),
 ]
 RESUMED = [
     ("autoencoder", "fsdp", "single"),
@@ -48,10 +50,12 @@ RESUMED = [
     ("classifier", "ddp", "fsdp"),
     ("sundae", "fsdp", "single"),
     ("sundae", "ddp", "fsdp"),
+    ("vqgan", "fsdp", "single"),
+    ("vqgan", "ddp", "fsdp"),
 ]
 WIDE = {"hidden": 16}
 RESUMED_ALONE = [("autoencoder", "fsdp"), ("top", "folders"), ("bottom", "copies"), ("classifier", "fsdp")]
-RESUMED_ALONE += [("hr", "fsdp"), ("path", "folders"), ("sundae", "fsdp")]
+RESUMED_ALONE += [("hr", "fsdp"), ("path", "folders"), ("sundae", "fsdp"), ("vqgan", "fsdp")]
 
 
 def _on_rank(folder):

@@ -2,13 +2,11 @@
 
 import copy
 from abc import abstractmethod
-from functools import partial
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -33,7 +31,9 @@ class NetworkModule(L.LightningModule):
             processor; the first steps wait for it. Checkpoints are the same either way.
 
     A subclass says in `kind` what its checkpoints hold, builds its network in `build_network`, and says there
-    in `self.description` what is needed to build the same network again.
+    in `self.description` what is needed to build the same network again. It may build a `helper` too, which
+    is trained beside the network by the same optimiser and saved with the run, and is in no average and no
+    description: what `load_network` finds is the network alone.
     """
 
     kind: str
@@ -45,18 +45,30 @@ class NetworkModule(L.LightningModule):
         self.compiled = compiled
         self.network: nn.Module | None = None
         self.average: nn.Module | None = None
+        self.helper: nn.Module | None = None
         self.description: dict[str, Any] = {}
 
     @abstractmethod
     def build_network(self) -> nn.Module:
         """Builds the network; may ask `self.trainer.datamodule` for shapes."""
 
+    def build_helper(self) -> nn.Module | None:
+        """Builds what is trained beside the network, with `blocks` as networks have them; here, nothing."""
+        return None
+
+    @property
+    def trained(self) -> list[nn.Module]:
+        """What the optimiser steps: the network, and the helper where there is one."""
+        return [part for part in (self.network, self.helper) if part is not None]
+
     def configure_model(self) -> None:
         if self.network is None:
             self.network = self.build_network()
             self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
+            self.helper = self.build_helper()
             if self.device_mesh is not None:  # the strategy shards
-                shard(self.network, self.device_mesh, mixed=self.trainer.precision == "bf16-mixed")
+                for part in self.trained:
+                    shard(part, self.device_mesh, mixed=self.trainer.precision == "bf16-mixed")
                 shard(self.average, self.device_mesh, between=True)
             if self.compiled:
                 self.network.compile()  # in place: no name in a checkpoint changes
@@ -73,7 +85,7 @@ class NetworkModule(L.LightningModule):
         return rebuild(self.description, whole)
 
     def on_fit_start(self) -> None:
-        for network in (self.network, self.average):  # nothing else makes or keeps buffers the same
+        for network in (*self.trained, self.average):  # nothing else makes or keeps buffers the same
             distributed.broadcast(list(network.buffers()))
         self._seed = torch.initial_seed()
 
@@ -143,23 +155,36 @@ class NetworkModule(L.LightningModule):
         means = distributed.all_reduce_sum(values) / distributed.world_size()
         return dict(zip(figures, means, strict=True))
 
-    def adam(self, weight_decay: float | None = None) -> torch.optim.Adam:
-        """Adam over the network with a learning rate of 1, β and ε (unstated in the paper) torch's.
+    def adam(
+        self,
+        weight_decay: float | None = None,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        helper_rate: float = 1.0,
+    ) -> torch.optim.Adam:
+        """Adam over all that is trained with a learning rate of 1, ε (unstated in the paper) torch's.
 
         Fused, the step takes a third of the time.
 
         Args:
             weight_decay: AdamW's, of matrices; not of biases and norms. None for plain Adam.
+            betas: unstated in VQ-VAE-2; torch's.
+            helper_rate: learning rate of the helper, in units of the network's.
         """
         plain = self._scales and bool(self.trainer.gradient_clip_val)
-        options = {"lr": 1.0, "fused": None if plain else True}
-        parameters = list(self.network.parameters())
-        if weight_decay is None:
-            adam = torch.optim.Adam(parameters, **options)
-        else:
-            matrices = {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay}
-            others = {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}
-            adam = torch.optim.AdamW([matrices, others], **options)
+        options = {"lr": 1.0, "betas": betas, "fused": None if plain else True}
+        groups = []
+        for part, rate in zip(self.trained, (1.0, helper_rate), strict=False):
+            parameters = list(part.parameters())
+            if weight_decay is None:
+                groups.append({"params": parameters, "lr": rate})
+                continue
+            matrices = [p for p in parameters if p.ndim > 1]
+            others = [p for p in parameters if p.ndim <= 1]
+            groups.append({"params": matrices, "weight_decay": weight_decay, "lr": rate})
+            groups.append({"params": others, "weight_decay": 0.0, "lr": rate})
+        kind = torch.optim.Adam if weight_decay is None else torch.optim.AdamW
+        adam = kind(groups, **options)
         adam.register_load_state_dict_post_hook(_lay_out_as_weights)
         return adam
 
@@ -174,11 +199,14 @@ class NetworkModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        # Lightning refuses to clip for a fused step under any mixed precision, bfloat16 too.
-        plugin = self.trainer.precision_plugin
-        clip = plugin.clip_gradients if self._scales else partial(Precision.clip_gradients, plugin)
-        if gradient_clip_val:
-            clip(optimizer, gradient_clip_val, GradClipAlgorithmType(gradient_clip_algorithm or "norm"))
+        # Each network by itself, as in steps of their own. By hand: Lightning clips all gradients as one, and
+        # refuses to for a fused step under any mixed precision, bfloat16 too.
+        if not gradient_clip_val:
+            return
+        by_value = GradClipAlgorithmType(gradient_clip_algorithm or "norm") == GradClipAlgorithmType.VALUE
+        clip = nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_
+        for part in self.trained:
+            clip(part.parameters(), gradient_clip_val)
 
     def scheduled(self, optimizer: Optimizer, schedule: Schedule, *, width: int) -> dict[str, Any]:
         """An optimiser made with a learning rate of 1, and the schedule's rate for each of its steps."""

@@ -119,7 +119,8 @@ def shard(network: nn.Module, mesh: DeviceMesh, *, mixed: bool = False, between:
         network: one of `vqvae2.nn`.
         mesh: of `ShardedStrategy`: copies, shards.
         mixed: gather blocks as bfloat16, for training under autocast; gradients are summed in float32.
-            Blocks with batch statistics are gathered as they are, which mixed kernels want.
+            Blocks with batch statistics are gathered as they are, which mixed kernels want, and those that
+            say that they are `exact`.
         between: whether what the root gathers is freed after each forward pass too, as a network needs it
             that sees no backward pass.
     """
@@ -128,9 +129,13 @@ def shard(network: nn.Module, mesh: DeviceMesh, *, mixed: bool = False, between:
     plain = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     half = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in network.blocks:
-        exact = not mixed or any(isinstance(part, nn.BatchNorm2d) for part in block.modules())
+        exact = not mixed or any(_is_exact(part) for part in block.modules())
         fully_shard(block, mesh=mesh, mp_policy=plain if exact else half)
     fully_shard(network, mesh=mesh, mp_policy=plain, reshard_after_forward=True if between else None)
+
+
+def _is_exact(part: nn.Module) -> bool:
+    return isinstance(part, nn.BatchNorm2d) or getattr(part, "exact", False)
 
 
 def local(tensor: Tensor) -> Tensor:

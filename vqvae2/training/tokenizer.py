@@ -43,6 +43,10 @@ class TokenizerModule(NetworkModule):
     def losses(self, images: Tensor, out: Reconstructed) -> Losses:
         """What is minimised, "loss", and what else is logged, "mse" among it."""
 
+    def training_losses(self, images: Tensor, out: Reconstructed) -> Losses:
+        """`losses` of a batch that is trained on, where that takes more than validation does."""
+        return self.losses(images, out)
+
     def keep_statistics(self, out: Reconstructed) -> None:
         """Keeps what the codebooks learn from a batch; several may come before a step.
 
@@ -79,7 +83,7 @@ class TokenizerModule(NetworkModule):
 
     def training_step(self, batch: ImageBatch, _: int) -> Tensor:
         out = self.network(batch.images)
-        losses = self.losses(batch.images, out)
+        losses = self.training_losses(batch.images, out)
         self.keep_statistics(out)
         shown = losses if self.writes_step(self.global_step + 1) else {"loss": losses["loss"]}
         figures = self.over_ranks({f"train/{name}": value for name, value in shown.items()})
