@@ -15,7 +15,7 @@ export MPLBACKEND := Agg
 
 help:
 	@echo "Options: CONFIG=NAME, the recipe; RUN=FOLDER, the folder of its run (if not given, the recipe's own, or runs/NAME)."
-	@echo "make demo                        the whole pipeline on embedded digits, nine minutes on two cores;"
+	@echo "make demo                        the whole pipeline on embedded digits, about 13 minutes on two cores;"
 	@echo "                                 with CONFIG=NAME all jobs of that recipe in their order"
 	@echo "make test | make lint            the tests | ruff"
 	@echo "make encode-latents CONFIG=demo  images -> latent shards (configs/demo_encode.yaml)"

@@ -11,6 +11,7 @@ from tests.paper_numbers import GRIDS, NONE, README_COLUMN, RESULTS, TABLES
 from tests.recipe_names import CONFIGS, JOBS
 from vqvae2.cli.composition import read_config
 from vqvae2.cli.recipes import compose
+from vqvae2.evaluation.likelihood import storage_figures
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "experiments"))
@@ -116,3 +117,10 @@ def test_the_readmes_column_is_the_papers():
         (name,) = [name for name in found if name.startswith(start)]
         assert found.pop(name) == wanted, name
     assert found == {}, "the paper's column has numbers that the table lacks"
+
+
+@pytest.mark.parametrize(("recipe", "printed"), [("hr_ffhq", 171), ("small_ffhq", 130)])
+def test_the_codes_compress_as_the_appendix_of_hr_vqvae_says(recipe, printed):
+    """A.1: 256·256·3·8 / (32·32·3·3) ≈ 171; over 9 bits of 32·32, 16·16 and 8·8 codes ≈ 130."""
+    spec = data_facts(f"{recipe}_top").spec
+    assert round(storage_figures(spec, num_pixels=256 * 256, channels=3)["compression_stored"]) == printed

@@ -41,6 +41,7 @@ class PixelSNAILModule(PriorModule):
             condition_grids=shape.condition_grids,
             condition_codes=shape.condition_codes,
             num_classes=shape.num_classes,
+            branch=0,  # codes that are nodes of a tree are `PathPrior`'s
             **self.options,
         )
         prior.checkpoint_layers = self.checkpoint_layers  # how it trains, not what it is: not described
