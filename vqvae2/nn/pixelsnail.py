@@ -85,45 +85,29 @@ class PixelSNAIL(PriorNetwork, architecture="pixelsnail"):
         self.num_classes = num_classes
         self.branch = branch
         _check_widths(kernel, hidden, residual, dropout)
-        require(layers >= 1, "layers", layers, "at least 1")
-        require(0 <= attention_layers <= layers, "attention_layers", attention_layers, f"0 to {layers}")
-        require(output_layers >= 0, "output_layers", output_layers, "0 or more")
-        known = attention_dropout in ("logits", "weights")
-        require(known, "attention_dropout", attention_dropout, "logits or weights")
-        require(num_classes >= 0, "num_classes", num_classes, "0 (no classes) or more")
-        require(num_codes >= 1, "num_codes", num_codes, "at least 1")
-        require(min(self.grid) >= 1, "grid", self.grid, "at least 1x1")
+        _check_layers(layers, attention_layers, output_layers, attention_dropout)
+        _check_codes(self.grid, num_codes, num_classes)
         if branch:
             _check_branch(branch, num_codes, self.grid, self.condition_grids, condition_codes)
         if self.condition_grids:
-            _check_condition(self.grid, self.condition_grids[-1], conditioning_hidden)
-            require(conditioning_blocks >= 0, "conditioning_blocks", conditioning_blocks, "0 or more")
-        conditioned = bool(self.condition_grids)
+            _check_condition(self.grid, self.condition_grids[-1], conditioning_hidden, conditioning_blocks)
         self.embedding = nn.Embedding(num_codes, hidden)
         self.label_embedding = nn.Embedding(num_classes, hidden) if num_classes else None
         self.condition_embeddings = nn.ModuleList(nn.Embedding(codes, hidden) for codes in condition_codes)
-        self.conditioning = (
-            ConditioningStack(len(self.condition_grids) * hidden, conditioning_hidden, conditioning_blocks)
-            if conditioned
-            else None
-        )
+        self.conditioning = None
+        if self.condition_grids:
+            width = len(self.condition_grids) * hidden
+            self.conditioning = ConditioningStack(width, conditioning_hidden, conditioning_blocks)
         self.v_in = VerticalConv(hidden, hidden, kernel)
         self.h_in = HorizontalConv(hidden, hidden, kernel)
+        told = conditioning_hidden if self.condition_grids else 0
         self.layers = nn.ModuleList(
-            GatedLayer(
-                hidden, residual, kernel, dropout, conditioning_hidden if conditioned else 0, num_classes > 0
-            )
-            for _ in range(layers)
+            GatedLayer(hidden, residual, kernel, dropout, told, num_classes > 0) for _ in range(layers)
         )
         period = layers // attention_layers if attention_layers else 0
-        self.attention = nn.ModuleDict(
-            {
-                str(period * (i + 1) - 1): CausalAttention(
-                    self.grid, hidden, heads, dropout, attention_dropout
-                )
-                for i in range(attention_layers)
-            }
-        )
+        after = [str(period * (i + 1) - 1) for i in range(attention_layers)]
+        options = (self.grid, hidden, heads, dropout, attention_dropout)
+        self.attention = nn.ModuleDict({place: CausalAttention(*options) for place in after})
         self.output = nn.Sequential(*(OutputLayer(hidden, residual, dropout) for _ in range(output_layers)))
         self.to_logits = nn.Conv2d(hidden, branch or num_codes, 1)
         nn.init.zeros_(self.to_logits.weight)  # an untrained prior is uniform: ln K nats per code
@@ -198,7 +182,24 @@ def _check_widths(kernel: int, hidden: int, residual: int, dropout: float) -> No
     require(0 <= dropout < 1, "dropout", dropout, "0 up to, not including, 1")
 
 
-def _check_condition(grid: tuple[int, int], above: tuple[int, int], conditioning_hidden: int) -> None:
+def _check_layers(layers: int, attention_layers: int, output_layers: int, attention_dropout: str) -> None:
+    require(layers >= 1, "layers", layers, "at least 1")
+    require(0 <= attention_layers <= layers, "attention_layers", attention_layers, f"0 to {layers}")
+    require(output_layers >= 0, "output_layers", output_layers, "0 or more")
+    known = attention_dropout in ("logits", "weights")
+    require(known, "attention_dropout", attention_dropout, "logits or weights")
+
+
+def _check_codes(grid: tuple[int, int], num_codes: int, num_classes: int) -> None:
+    require(num_classes >= 0, "num_classes", num_classes, "0 (no classes) or more")
+    require(num_codes >= 1, "num_codes", num_codes, "at least 1")
+    require(min(grid) >= 1, "grid", grid, "at least 1x1")
+
+
+def _check_condition(
+    grid: tuple[int, int], above: tuple[int, int], conditioning_hidden: int, conditioning_blocks: int
+) -> None:
+    require(conditioning_blocks >= 0, "conditioning_blocks", conditioning_blocks, "0 or more")
     fits = conditioning_hidden > 0 and conditioning_hidden % 4 == 0
     require(fits, "conditioning_hidden", conditioning_hidden, "a positive multiple of 4")
     scale = grid[1] // above[1]
