@@ -14,7 +14,8 @@ from vqvae2.pixels import size_of
 from vqvae2.training.base import NetworkModule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-NUM_CLASSES = {"demo": 10, "mnist": 10, "cifar10": 10, "imagenet": 1000, "ffhq": 0}
+FACES = dict.fromkeys(("ffhq", "ffhq256", "ffhq1024", "celeba"), 0)
+NUM_CLASSES = {"demo": 10, "mnist": 10, "cifar10": 10, "imagenet": 1000, **FACES}
 
 # As many weights, over a grid as large, as the top prior of the most-used public port: 26.6 M.
 PRIOR_26M = {
