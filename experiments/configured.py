@@ -1,9 +1,10 @@
 """The networks that the configs describe, at full size and without data: for benchmarks and tables."""
 
 import importlib
+from dataclasses import is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import nn
@@ -70,5 +71,13 @@ def instantiate(value: Any) -> Any:
     if not isinstance(value, dict) or "class_path" not in value:
         return value
     place, _, name = value["class_path"].rpartition(".")
+    made = getattr(importlib.import_module(place), name)
+    kinds = get_type_hints(made.__init__)
     arguments = {key: instantiate(entry) for key, entry in value.get("init_args", {}).items()}
-    return getattr(importlib.import_module(place), name)(**arguments)
+    return made(**{key: _grouped(entry, kinds.get(key)) for key, entry in arguments.items()})
+
+
+def _grouped(value: Any, kind: Any) -> Any:
+    """A mapping as the dataclass that the argument is to be, alone or `| None`."""
+    found = [each for each in (kind, *get_args(kind)) if is_dataclass(each)]
+    return found[0](**value) if isinstance(value, dict) and found else value
