@@ -39,7 +39,7 @@ PRIOR_26M = {
 def module(name: str, **changes: Any) -> NetworkModule:
     """The module of `configs/NAME.yaml`, which trains a network, with some options changed."""
     model = compose(CONFIGS / f"{name}.yaml")["model"]
-    return instantiate(model | {"init_args": model["init_args"] | changes})
+    return instantiate(model | {"init_args": model.get("init_args", {}) | changes})
 
 
 def network(name: str, device: str = "meta", **changes: Any) -> nn.Module:

@@ -54,6 +54,7 @@ SUNDAE = ("sundae_ffhq256", "sundae_ffhq1024", "sundae_celeba", "sundae_imagenet
 SUNDAE_256 = (SUNDAE[0], *SUNDAE[2:])
 SUNDAE_FACES = SUNDAE[:3]
 SUNDAE_FITS = jobs(SUNDAE, "vqvae", "top")
+SUNDAE_GREY = ("sundae_mnist", "sundae_fashion_mnist")
 
 
 def same(source: str, configs: tuple[str, ...], rows: dict) -> Table:
@@ -723,6 +724,66 @@ SUNDAE_OURS = (
     same("what fits one device", jobs(SUNDAE[1:2], "encode", "sample", "eval"), {"data.batch_size": 16}),
 )  # fmt: skip
 
+# [M] section 4.2: the grey values of pixels are the codes, and there is no autoencoder.
+SUNDAE_ON_PIXELS = (
+    same(
+        "[M] table 3",
+        jobs(SUNDAE_GREY, "top"),
+        {
+            "model.unroll": 2,
+            **listed("model.depth", 2, 8, 2),
+            "model.width": 1024,
+            "model.heads": 8,
+            "model.weight_decay": 0.01,  # A.1: PyTorch's AdamW, its default
+        },
+    ),
+    same(
+        "[M] table 3: latent shape, 28x28",
+        (*jobs(SUNDAE_GREY, "vqvae"), *jobs(SUNDAE_GREY[:1], "encode", "eval", "classifier", "cas")),
+        {"data.image_size": 28},
+    ),
+    same("[M] section 4.2: grey", jobs(SUNDAE_GREY, "vqvae"), {"data.channels": 1, "data.num_classes": 10}),
+    same(
+        "[SV]",
+        jobs(SUNDAE_GREY, "top"),
+        {
+            "model.head_width": 64,
+            "model.dropout": 0,
+            "model.polyak": 0,
+            "model.schedule": "Constant",
+            "model.schedule.learning_rate": 3e-5,
+            "data.batch_size": 8,
+        },
+    ),
+    same("50 epochs", jobs(SUNDAE_GREY, "top"), {"trainer.max_steps": 50 * 60_000 // 8}),
+    same(
+        "[SV]",
+        ("sundae_mnist_sample",),
+        {**stepping(50, 1.0, 0.9, 0.9), "model.steps.0.min_steps": 10},
+    ),
+    same(
+        "[M] section 3.6: 0.3 to 0.5; the rest as the samples",
+        ("sundae_mnist_complete",),
+        {**stepping(50, 1.0, 0.5, 0.3), "model.steps.0.min_steps": 10},
+    ),
+    same(
+        "nothing to train",
+        jobs(SUNDAE_GREY, "vqvae"),
+        {"model": "PixelValuesModule", "trainer.max_steps": 1, "trainer.val_check_interval": 1},
+    ),
+    same("how often we look", jobs(SUNDAE_GREY, "top"), {"trainer.val_check_interval": 5000}),
+    same(
+        "steps count, not epochs",
+        jobs(SUNDAE_GREY, "vqvae", "top"),
+        {"trainer.max_epochs": -1, "trainer.log_every_n_steps": 50},
+    ),
+    same(
+        "as in small_mnist",
+        jobs(SUNDAE_GREY, "vqvae"),
+        {"data.augment.flip": False, "data.batch_size": 128, "data.cache": True, "data.num_workers": 1},
+    ),
+)  # fmt: skip
+
 # CIFAR-10, which [M] does not have: as the demo, somewhat larger.
 SUNDAE_CIFAR = (
     same(
@@ -880,7 +941,7 @@ OURS = (
 
 TABLES = (
     *(*PAPERS, *SMALL_VQVAE_2, *HR_VQVAE, *SUNDAE_ON_VQ_GAN),
-    *(*OURS, *SMALL_OURS, *HR_OURS, *SUNDAE_OURS, *SUNDAE_CIFAR),
+    *(*OURS, *SMALL_OURS, *HR_OURS, *SUNDAE_OURS, *SUNDAE_ON_PIXELS, *SUNDAE_CIFAR),
 )
 
 # [S] tables 1 to 3: input size of the priors, latent layers of the autoencoders; top first.
@@ -902,6 +963,8 @@ GRIDS = {
     "sundae_ffhq1024_vqvae": ((32, 32),),
     "sundae_celeba_vqvae": ((16, 16),),
     "sundae_imagenet_vqvae": ((16, 16),),
+    "sundae_mnist_vqvae": ((28, 28),),
+    "sundae_fashion_mnist_vqvae": ((28, 28),),
 }
 
 # What the papers report: numbers by table of `experiments/paper.py` and the names of its rows.

@@ -13,7 +13,7 @@ from vqvae2.training.tokenizer import Losses, TokenizerModule
 
 
 class PixelValuesModule(TokenizerModule):
-    """Writes `PixelValues` into a checkpoint. There is nothing to train: one step is enough.
+    """Writes `PixelValues` into a checkpoint. There is nothing to train: one step on one device is enough.
 
     Validation logs the error of rounding to 8 bits, which is 0 for images that have 8, and how many grey
     values the held-out images have.
