@@ -1,9 +1,10 @@
 """The networks that the configs describe, at full size and without data: for benchmarks and tables."""
 
 import importlib
+from dataclasses import is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import nn
@@ -14,7 +15,8 @@ from vqvae2.pixels import size_of
 from vqvae2.training.base import NetworkModule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-NUM_CLASSES = {"demo": 10, "mnist": 10, "cifar10": 10, "imagenet": 1000, "ffhq": 0}
+FACES = dict.fromkeys(("ffhq", "ffhq256", "ffhq1024", "celeba"), 0)
+NUM_CLASSES = {"demo": 10, "mnist": 10, "cifar10": 10, "imagenet": 1000, **FACES}
 
 # As many weights, over a grid as large, as the top prior of the most-used public port: 26.6 M.
 PRIOR_26M = {
@@ -37,7 +39,7 @@ PRIOR_26M = {
 def module(name: str, **changes: Any) -> NetworkModule:
     """The module of `configs/NAME.yaml`, which trains a network, with some options changed."""
     model = compose(CONFIGS / f"{name}.yaml")["model"]
-    return instantiate(model | {"init_args": model["init_args"] | changes})
+    return instantiate(model | {"init_args": model.get("init_args", {}) | changes})
 
 
 def network(name: str, device: str = "meta", **changes: Any) -> nn.Module:
@@ -69,5 +71,13 @@ def instantiate(value: Any) -> Any:
     if not isinstance(value, dict) or "class_path" not in value:
         return value
     place, _, name = value["class_path"].rpartition(".")
+    made = getattr(importlib.import_module(place), name)
+    kinds = get_type_hints(made.__init__)
     arguments = {key: instantiate(entry) for key, entry in value.get("init_args", {}).items()}
-    return getattr(importlib.import_module(place), name)(**arguments)
+    return made(**{key: _grouped(entry, kinds.get(key)) for key, entry in arguments.items()})
+
+
+def _grouped(value: Any, kind: Any) -> Any:
+    """A mapping as the dataclass that the argument is to be, alone or `| None`."""
+    found = [each for each in (kind, *get_args(kind)) if is_dataclass(each)]
+    return found[0](**value) if isinstance(value, dict) and found else value

@@ -7,7 +7,9 @@ recipe has from the one that it is made from needs none, except in the fits of a
 Sources: [P] Razavi, van den Oord, Vinyals, "Generating Diverse High-Fidelity Images with VQ-VAE-2", 2019;
 [S] its supplement; [SN] the Sonnet code that it links; [CAS] Ravuri and Vinyals, 2019; [HR] Adiban, Stefanov,
 Siniscalchi, Salvi, "Hierarchical Residual Learning Based Vector Quantized Variational Autoencoder for Image
-Reconstruction and Generation", 2022; the others by name.
+Reconstruction and Generation", 2022; [M] McKinney and Willcocks, "Megapixel Image Generation with
+Step-Unrolled Denoising Autoencoders", 2022; [SV] their code, github.com/vvvm23/sundae-vqgan; [T] the code of
+Esser, Rombach and Ommer, "Taming Transformers for High-Resolution Image Synthesis", 2021; the others by name.
 """
 
 from typing import NamedTuple
@@ -47,10 +49,31 @@ HR = ("hr_ffhq", "hr_imagenet", "hr_cifar10", "hr_mnist")
 HR_PRIORS = jobs(HR, "top", "path")
 HR_FITS = (*jobs(HR, "vqvae"), *HR_PRIORS)
 
+# The columns of [M] table 3.
+SUNDAE = ("sundae_ffhq256", "sundae_ffhq1024", "sundae_celeba", "sundae_imagenet")
+SUNDAE_256 = (SUNDAE[0], *SUNDAE[2:])
+SUNDAE_FACES = SUNDAE[:3]
+SUNDAE_FITS = jobs(SUNDAE, "vqvae", "top")
+SUNDAE_GREY = ("sundae_mnist", "sundae_fashion_mnist")
+
 
 def same(source: str, configs: tuple[str, ...], rows: dict) -> Table:
     """A table whose configs all have the same values."""
     return Table(source, configs, {name: (value,) * len(configs) for name, value in rows.items()})
+
+
+def listed(name: str, *values: object) -> dict[str, object]:
+    """The rows of an option that is a list."""
+    return {f"{name}.{i}": value for i, value in enumerate(values)}
+
+
+def stepping(steps: int, proportion: float, *temperature: float) -> dict[str, object]:
+    """The rows of a sampler's steps."""
+    return {
+        "model.steps.0.steps": steps,
+        **listed("model.steps.0.proportion", proportion, proportion),
+        **listed("model.steps.0.temperature", *temperature),
+    }
 
 
 PAPERS = (
@@ -514,6 +537,346 @@ HR_OURS = (
     ),
 )  # fmt: skip
 
+# [M] what it says.
+SUNDAE_ON_VQ_GAN = (
+    Table(
+        "[M] table 3: codebook size; latent shape, at section 4.1's and table 4's image sizes",
+        jobs(SUNDAE, "vqvae"),
+        {"model.num_codes": (1024, 8192, 1024, 1024), "data.image_size": (256, 1024, 256, 256)},
+    ),
+    Table(
+        "[M] table 3: depth, attention heads",
+        jobs(SUNDAE, "top"),
+        {
+            "model.depth.0": (3, 2, 2, 3),
+            "model.depth.1": (16, 12, 12, 14),
+            "model.depth.2": (3, 2, 2, 3),
+            "model.heads": (8, 8, 8, 12),
+        },
+    ),
+    same(
+        "[M] table 3: unroll steps, dimension; A.1: PyTorch's AdamW, its default",
+        jobs(SUNDAE, "top"),
+        {"model.unroll": 3, "model.width": 1024, "model.weight_decay": 0.01},
+    ),
+    same(
+        "[M] table 4: VQ-GAN at 1024x1024",
+        ("sundae_ffhq1024_vqvae",),
+        {
+            **listed("model.multipliers", 1, 1, 2, 2, 4, 4),  # 128, 128, 256, 256, 512, 512
+            "model.residual_blocks": 1,
+            **listed("model.attention_resolutions", 64),
+            "model.adversarial.start": 15_000,
+            "model.adversarial.weight": 0.5,
+            "data.batch_size": 4,
+            "model.resolution": 1024,
+        },
+    ),
+    same(
+        "[M] table 4, which is [T]'s for 256x256 too: codeword dimension, channels, dropout, layers, weight",
+        jobs(SUNDAE, "vqvae"),
+        {
+            "model.code_dim": 256,
+            "model.hidden": 128,
+            "model.dropout": 0,
+            "model.discriminator.layers": 3,
+            "model.codebook_weight": 1,
+        },
+    ),
+    same(
+        "[M] equation 7: mean absolute error, perceptual loss, lambda",
+        jobs(SUNDAE, "vqvae"),
+        {
+            "model.pixel": "l1",
+            "model.pixel_weight": 1,
+            "model.perceptual.network": "lpips-vgg",
+            "model.perceptual_weight": 1,
+            "model.adversarial.weighting": "adaptive",
+        },
+    ),
+    same(
+        "[M] table 3: 60,000 of FFHQ's 70,000 to train",
+        (*jobs(SUNDAE[:2], "vqvae"), *jobs(SUNDAE[:1], "encode", "eval")),
+        {"data.holdout": 0.142857},
+    ),
+    same(
+        "[M] section 3.1: a horizontal flip, no other augmentation",
+        (*jobs(SUNDAE_FACES, "vqvae"), *jobs(SUNDAE_FACES[:1], "encode", "eval")),
+        {
+            "data.augment.flip": True,
+            "data.augment.brightness": 0,
+            "data.augment.hue": 0,
+            "data.augment.saturation": 0,
+            "data.augment.contrast": 0,
+            "data.augment.noise_probability": 0,
+            "data.augment.noise_std": 0,
+        },
+    ),
+    same("[M] section 3.1: plain and mirrored", jobs(SUNDAE, "encode"), {"data.encode_flips": True}),
+    same("[M] section 3.1: plain and mirrored", jobs(SUNDAE_FACES, "encode"), {"data.encode_views": 1}),
+    same("[M] section 4.1", jobs(("sundae_ffhq256",), "encode", "eval"), {"data.image_size": 256}),
+    same("[M] table 4", jobs(("sundae_ffhq1024",), "encode", "eval"), {"data.image_size": 1024}),
+    same(
+        "[M] table 1, figure 8, section 3.4 and figure 13",
+        jobs(SUNDAE_FACES, "sample"),
+        stepping(100, 0.2, 1.0, 0.6),
+    ),
+    same(
+        "[M] figure 9; section 3.4, 0.5 to 0.8, of which [SV] has 0.7; figure 13",
+        ("sundae_imagenet_sample",),
+        stepping(50, 0.7, 1.0, 0.6),
+    ),
+)  # fmt: skip
+
+# What [M] leaves open.
+SUNDAE_OURS = (
+    same(
+        "[SV]: head width, no dropout, no average",
+        jobs(SUNDAE, "top"),
+        {"model.head_width": 64, "model.dropout": 0, "model.polyak": 0},
+    ),
+    Table(
+        "[SV]: learning rate, batch",
+        jobs(SUNDAE, "top"),
+        {
+            "model.schedule": ("Constant",) * 4,
+            "model.schedule.learning_rate": (3e-5, 5e-6, 3e-5, 1e-6),
+            "data.batch_size": (32, 10, 48, 64),
+        },
+    ),
+    Table(
+        "100 epochs, plain and mirrored, of the faces; 25 of ImageNet, rounded",
+        jobs(SUNDAE, "top"),
+        {"trainer.max_steps": (100 * 120_000 // 32, 100 * 120_000 // 10, 100 * 60_000 // 48, 1_000_000)},
+    ),
+    same("[SV] at least so many steps", jobs(SUNDAE, "sample"), {"model.steps.0.min_steps": 10}),
+    same(
+        "[M] section 3.6: 0.3 to 0.5; the rest as FFHQ's samples",
+        jobs(SUNDAE, "complete"),
+        {**stepping(100, 0.2, 0.5, 0.3), "model.steps.0.min_steps": 10},
+    ),
+    same(
+        "[T]",
+        jobs(SUNDAE, "vqvae"),
+        {
+            **listed("model.betas", 0.5, 0.9),
+            "model.polyak": 0,
+            "model.beta": 0.25,
+            "model.beta_on": "codebook",
+            "model.codebook": "gradient",
+            "model.norm_groups": 32,
+            "model.latent_channels": 256,
+            "model.adversarial.warmup": 0,
+            "model.adversarial.lambda_max": 10_000,
+            "model.discriminator.hidden": 64,
+            "model.discriminator.norm": "batch",
+            "model.discriminator.rate": 1,
+        },
+    ),
+    same(
+        "[T], as [SV] has its pretrained networks",
+        jobs(SUNDAE_256, "vqvae"),
+        {
+            **listed("model.multipliers", 1, 1, 2, 2, 4),
+            "model.residual_blocks": 2,
+            **listed("model.attention_resolutions", 16),
+            "model.resolution": 256,
+            "model.adversarial.weight": 0.8,
+        },
+    ),
+    Table(
+        "[T]: batches before the discriminator counts, of faces and of ImageNet",
+        jobs(SUNDAE_256, "vqvae"),
+        {"model.adversarial.start": (30_001, 30_001, 250_001)},
+    ),
+    same("four devices with [T]'s batch of 3", jobs(SUNDAE_256, "vqvae"), {"data.batch_size": 12}),
+    Table(
+        "[T], [SV]: 4.5e-6 and 5e-6 for each image of a batch",
+        jobs(SUNDAE, "vqvae"),
+        {"model.schedule.learning_rate": (5.4e-5, 2e-5, 5.4e-5, 5.4e-5)},
+    ),
+    Table(
+        "80, 20, 80 and 9 epochs, of ImageNet rounded",
+        jobs(SUNDAE, "vqvae"),
+        {"trainer.max_steps": (80 * 60_000 // 12, 20 * 60_000 // 4, 80 * 30_000 // 12, 1_000_000)},
+    ),
+    same("[S] A.1, [T]: random crops", ("sundae_imagenet_vqvae",), {"data.augment.random_crop": True}),
+    same("mirrored, as the codes are", ("sundae_imagenet_vqvae",), {"data.augment.flip": True}),
+    same(
+        "held-out faces show overfitting",
+        jobs(("sundae_celeba",), "vqvae", "encode", "eval"),
+        {"data.holdout": 0.01},
+    ),
+    same("faces have no classes", jobs(SUNDAE_FACES, "vqvae"), {"data.num_classes": 0}),
+    same("colour", jobs(SUNDAE, "vqvae"), {"data.channels": 3}),
+    same("steps count, not epochs", SUNDAE_FITS, {"trainer.max_epochs": -1, "trainer.log_every_n_steps": 50}),
+    same("how often we look", SUNDAE_FITS, {"trainer.val_check_interval": 5000}),
+    same("loading", jobs(SUNDAE, "vqvae"), {"data.num_workers": 8}),
+    same("loading", jobs(SUNDAE, "top"), {"data.num_workers": 4}),
+    same("pictures of faces, as in ffhq", jobs(SUNDAE_FACES, "vqvae"), {"ReconstructionGrid.num_samples": 4}),
+    same(
+        "pictures of faces, as in ffhq",
+        jobs(SUNDAE_FACES, "top"),
+        {"SampleGrid.every_n_validations": 10, "SampleGrid.num_samples": 4},
+    ),
+    same("pictures of ImageNet", ("sundae_imagenet_top",), {"SampleGrid.every_n_validations": 5}),
+    same("what fits one device", jobs(SUNDAE[:1], "encode", "sample", "eval"), {"data.batch_size": 64}),
+    same("what fits one device", jobs(SUNDAE[1:2], "encode", "sample", "eval"), {"data.batch_size": 16}),
+)  # fmt: skip
+
+# [M] section 4.2: the grey values of pixels are the codes, and there is no autoencoder.
+SUNDAE_ON_PIXELS = (
+    same(
+        "[M] table 3",
+        jobs(SUNDAE_GREY, "top"),
+        {
+            "model.unroll": 2,
+            **listed("model.depth", 2, 8, 2),
+            "model.width": 1024,
+            "model.heads": 8,
+            "model.weight_decay": 0.01,  # A.1: PyTorch's AdamW, its default
+        },
+    ),
+    same(
+        "[M] table 3: latent shape, 28x28",
+        (*jobs(SUNDAE_GREY, "vqvae"), *jobs(SUNDAE_GREY[:1], "encode", "eval", "classifier", "cas")),
+        {"data.image_size": 28},
+    ),
+    same("[M] section 4.2: grey", jobs(SUNDAE_GREY, "vqvae"), {"data.channels": 1, "data.num_classes": 10}),
+    same(
+        "[SV]",
+        jobs(SUNDAE_GREY, "top"),
+        {
+            "model.head_width": 64,
+            "model.dropout": 0,
+            "model.polyak": 0,
+            "model.schedule": "Constant",
+            "model.schedule.learning_rate": 3e-5,
+            "data.batch_size": 8,
+        },
+    ),
+    same("50 epochs", jobs(SUNDAE_GREY, "top"), {"trainer.max_steps": 50 * 60_000 // 8}),
+    same(
+        "[SV]",
+        ("sundae_mnist_sample",),
+        {**stepping(50, 1.0, 0.9, 0.9), "model.steps.0.min_steps": 10},
+    ),
+    same(
+        "[M] section 3.6: 0.3 to 0.5; the rest as the samples",
+        ("sundae_mnist_complete",),
+        {**stepping(50, 1.0, 0.5, 0.3), "model.steps.0.min_steps": 10},
+    ),
+    same(
+        "nothing to train",
+        jobs(SUNDAE_GREY, "vqvae"),
+        {"model": "PixelValuesModule", "trainer.max_steps": 1, "trainer.val_check_interval": 1},
+    ),
+    same("how often we look", jobs(SUNDAE_GREY, "top"), {"trainer.val_check_interval": 5000}),
+    same(
+        "steps count, not epochs",
+        jobs(SUNDAE_GREY, "vqvae", "top"),
+        {"trainer.max_epochs": -1, "trainer.log_every_n_steps": 50},
+    ),
+    same(
+        "as in small_mnist",
+        jobs(SUNDAE_GREY, "vqvae"),
+        {"data.augment.flip": False, "data.batch_size": 128, "data.cache": True, "data.num_workers": 1},
+    ),
+)  # fmt: skip
+
+# CIFAR-10, which [M] does not have: as the demo, somewhat larger.
+SUNDAE_CIFAR = (
+    same(
+        "steps count, not epochs; how often we look; images of 32x32 fit the memory",
+        ("sundae_cifar10_vqvae",),
+        {
+            "trainer.max_epochs": -1,
+            "trainer.log_every_n_steps": 50,
+            "trainer.val_check_interval": 1000,
+            "data.cache": True,
+            "data.num_workers": 1,
+        },
+    ),
+    same(
+        "as in cifar10",
+        ("sundae_cifar10_vqvae",),
+        {
+            "trainer.max_steps": 4000,
+            "data.num_classes": 10,
+            "data.image_size": 32,
+            "data.channels": 3,
+            "data.augment.flip": True,
+            "data.batch_size": 64,
+            "model.num_codes": 512,
+            "model.decay": 0.99,
+            "model.eps": 1e-5,
+            "model.codebook_init": "data",
+            "model.revive_below": 0.02,
+        },
+    ),
+    same(
+        "as in sundae_demo, or wider",
+        ("sundae_cifar10_vqvae",),
+        {
+            "model.schedule": "Cosine",
+            "model.schedule.learning_rate": 0.002,
+            "model.schedule.warmup": 50,
+            **listed("model.betas", 0.5, 0.9),
+            "model.polyak": 0.99,
+            "model.pixel_weight": 1,
+            "model.perceptual_weight": 0,
+            "model.codebook_weight": 1,
+            "model.beta": 0.25,
+            "model.adversarial.start": 2000,
+            "model.adversarial.warmup": 500,
+            "model.adversarial.weight": 0.02,
+            "model.discriminator.hidden": 32,
+            "model.discriminator.layers": 2,
+            "model.discriminator.norm_groups": 8,
+            "model.discriminator.rate": 1,
+            "model.resolution": 32,
+            "model.hidden": 32,
+            **listed("model.multipliers", 1, 2, 4),
+            "model.residual_blocks": 1,
+            "model.norm_groups": 8,
+            "model.latent_channels": 64,
+            "model.code_dim": 16,
+        },
+    ),
+    same(
+        "minutes on a processor",
+        ("sundae_cifar10_top",),
+        {
+            "trainer.max_epochs": -1,
+            "trainer.log_every_n_steps": 50,
+            "trainer.val_check_interval": 500,
+            "trainer.max_steps": 3000,
+            "data.batch_size": 64,
+            "model.schedule": "Cosine",
+            "model.schedule.learning_rate": 0.001,
+            "model.schedule.warmup": 100,
+            "model.polyak": 0.995,
+            "model.weight_decay": 0.01,
+            "model.width": 192,
+            "model.heads": 3,
+            "model.head_width": 64,
+            **listed("model.depth", 1, 4, 1),
+            "model.dropout": 0.1,
+            "model.unroll": 2,
+        },
+    ),
+    same(
+        "as in sundae_demo",
+        ("sundae_cifar10_sample",),
+        {**stepping(20, 0.5, 1.0, 0.6), "model.steps.0.min_steps": 10},
+    ),
+    same(
+        "[M] section 3.6: 0.3 to 0.5; the rest as the samples",
+        ("sundae_cifar10_complete",),
+        {**stepping(20, 0.5, 0.5, 0.3), "model.steps.0.min_steps": 10},
+    ),
+)  # fmt: skip
+
 # Numbers that no paper gives, each with its reason.
 OURS = (
     same("[S] table 1 has a dash: no output stack", ("imagenet_bottom",), {"model.output_layers": 0}),
@@ -576,7 +939,10 @@ OURS = (
     same("pictures, as [S] figures 2 and 3", ALL_EVALS, {"model.queries": 10, "model.nearest": 8}),
 )  # fmt: skip
 
-TABLES = (*PAPERS, *SMALL_VQVAE_2, *HR_VQVAE, *OURS, *SMALL_OURS, *HR_OURS)
+TABLES = (
+    *(*PAPERS, *SMALL_VQVAE_2, *HR_VQVAE, *SUNDAE_ON_VQ_GAN),
+    *(*OURS, *SMALL_OURS, *HR_OURS, *SUNDAE_OURS, *SUNDAE_ON_PIXELS, *SUNDAE_CIFAR),
+)
 
 # [S] tables 1 to 3: input size of the priors, latent layers of the autoencoders; top first.
 GRIDS = {
@@ -592,6 +958,13 @@ GRIDS = {
     "hr_imagenet_vqvae": ((32, 32),),
     "hr_cifar10_vqvae": ((16, 16),),
     "hr_mnist_vqvae": ((16, 16),),
+    # [M] table 3: latent shape
+    "sundae_ffhq256_vqvae": ((16, 16),),
+    "sundae_ffhq1024_vqvae": ((32, 32),),
+    "sundae_celeba_vqvae": ((16, 16),),
+    "sundae_imagenet_vqvae": ((16, 16),),
+    "sundae_mnist_vqvae": ((28, 28),),
+    "sundae_fashion_mnist_vqvae": ((28, 28),),
 }
 
 # What the papers report: numbers by table of `experiments/paper.py` and the names of its rows.

@@ -18,8 +18,9 @@ sys.path.insert(0, str(ROOT / "experiments"))
 import paper  # noqa: E402
 from configured import data_facts, network  # noqa: E402
 
-PAPER_SIZE = ("imagenet_", "ffhq_", "small_", "hr_")
-NAMES = [name for name in JOBS if name.startswith(PAPER_SIZE) and not name.startswith("hr_demo_")]
+PAPER_SIZE = ("imagenet_", "ffhq_", "small_", "hr_", "sundae_")
+DEMOS = ("hr_demo_", "sundae_demo_")
+NAMES = [name for name in JOBS if name.startswith(PAPER_SIZE) and not name.startswith(DEMOS)]
 
 
 def values(node: object, name: str = "") -> Iterator[tuple[str, object]]:

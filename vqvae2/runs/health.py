@@ -164,7 +164,8 @@ class Health(L.Callback):
 
     def _check_state(self, trainer: L.Trainer, module: NetworkModule) -> None:
         """Of what a checkpoint holds: all ranks have to come here, as they do when they save one."""
-        finite = [t.isfinite().all().to(module.device) for t in _saved_tensors(module, trainer.optimizers)]
+        finite = [torch.ones((), dtype=torch.bool, device=module.device)]  # a network may have no weights
+        finite += [t.isfinite().all().to(module.device) for t in _saved_tensors(module, trainer.optimizers)]
         bad = torch.stack(finite).logical_not().any().double()
         if any(flag for [flag] in _of_all_ranks(bad[None])):
             what = "weights, averages, codebooks or the optimiser's state are not finite"
