@@ -1,44 +1,34 @@
 """Inpainting for the sample job: what a mask hides of pictures is sampled anew, the rest is kept.
 
-Shape legend: B batch, C channels, H W image, h w a level's grid. In a mask True is to be repainted.
+Shape legend: B batch, h w a level's grid.
 """
 
-import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vqvae2.data.augment import centre_crop
 from vqvae2.data.chunked import ChunkedDataModule
-from vqvae2.data.class_names import by_number, comparable, labels_among, some
+from vqvae2.data.class_names import by_number, comparable, labels_of_priors
 from vqvae2.data.held_out import held_out
 from vqvae2.data.image_source import ImageSource
 from vqvae2.data.latents import LatentSpec
 from vqvae2.data.order import Index
 from vqvae2.data.sources import open_source
+from vqvae2.jobs.masked_pictures import Masked, MaskedPictures
 from vqvae2.jobs.requests import SPLIT, RequestBatch
 from vqvae2.nn.checks import require
 from vqvae2.nn.contracts import Tokenizer
-from vqvae2.pictures.decode import Fit, fit_image, to_channels, to_pixels
-from vqvae2.pictures.masks import GeneratedMask, black_and_white, kept_codes
-from vqvae2.pixels import ImageSize, from_uint8, size_of
+from vqvae2.pictures.decode import Fit
+from vqvae2.pictures.masks import GeneratedMask
+from vqvae2.pixels import from_uint8, size_of
 
 log = logging.getLogger(__name__)
-
-
-class Masked(NamedTuple):
-    """A picture with what is to be repainted of it."""
-
-    pixels: Tensor  # uint8 [C, H, W]
-    mask: Tensor  # bool [H, W]
 
 
 class InpaintRequests(ChunkedDataModule):
@@ -62,8 +52,8 @@ class InpaintRequests(ChunkedDataModule):
         per_picture: images of each picture.
         num_pictures: how many; null for all.
         keep_pixels: lay the pixels that the mask does not hide over the results, unchanged.
-        fit: crop: resized until it just covers the network's size, then cropped at the centre; pad: centred on
-            black. Masks move along; a pixel that is partly hidden is repainted.
+        fit: crop: resized until it just covers the network's size, then cropped at the centre; pad: centred
+            on black. Masks move along; a pixel that is partly hidden is repainted.
         holdout: only the pictures that a training with this `holdout` holds out; 0 for all.
         holdout_seed: likewise.
         label_field: in tars, the field of each sample's .json that is its class, by number or by name.
@@ -98,7 +88,7 @@ class InpaintRequests(ChunkedDataModule):
         require(0 <= holdout < 1, "holdout", holdout, "a fraction from 0 up to, not including, 1")
         if (masks is None) == (mask is None):
             raise ValueError(
-                "Wanted one of the two: masks, a folder of masks that have the names of the pictures, or mask, "
+                "Wanted one of the two: masks, a folder of masks with the names of the pictures, or mask, "
                 "such as {shape: block, share: 0.25}."
             )
         self.pictures, self.masks, self.mask = pictures, masks, mask
@@ -109,7 +99,6 @@ class InpaintRequests(ChunkedDataModule):
         self.masked: list[Masked] = []  # those that are asked for, in their order
         self._labels = torch.empty(0, dtype=torch.int64)  # the priors' label of each
         self._codes: list[tuple[Tensor, ...]] = []  # of each, int64 [h, w] a level
-        self._kept: list[tuple[Tensor, ...]] = []  # of each, bool [h, w] a level
 
     @cached_property
     def source(self) -> ImageSource:
@@ -135,6 +124,10 @@ class InpaintRequests(ChunkedDataModule):
         order = np.random.Generator(np.random.Philox(0)).permutation(len(there))
         return there[order[:wanted]].tolist()
 
+    @cached_property
+    def masked_pictures(self) -> MaskedPictures:
+        return MaskedPictures(self.source, self.masks or self.mask, self.fit)
+
     @property
     def names(self) -> list[str]:
         """Of the pictures that are asked for."""
@@ -144,41 +137,12 @@ class InpaintRequests(ChunkedDataModule):
         """Reads pictures and masks.
 
         Raises:
-            ValueError: as `read`.
+            ValueError: as `MaskedPictures.read`.
         """
         module = self.trainer.lightning_module
         grids = [(level.height, level.width) for level in module.spec.levels]
-        self.read(size_of(module.image_size), module.channels, grids)
-
-    def read(self, size: ImageSize, channels: int, grids: Sequence[Sequence[int]]) -> None:
-        """Reads pictures and masks, and finds out which codes are kept.
-
-        Args:
-            size: of the network's images.
-            channels: likewise.
-            grids: (h, w) of each level, top first.
-
-        Raises:
-            ValueError: a picture or a mask cannot be read or does not fit, a mask is missing or not black and
-                white, or it hides nothing or all.
-        """
-        generated = None if self.mask is None else self.mask.drawn(size, grids[0])
-        self._refuse_missing()
-        self.masked, self._kept = [], []
-        for place in self.places:
-            name = f"{self.pictures}: {self.source.name(place)}"
-            image = _opened(self.source, place)
-            if self.fit == "crop" and (image.height < size.height or image.width < size.width):
-                raise ValueError(
-                    f"{name} has {image.width}x{image.height} pixels, fewer than the {size.width}x"
-                    f"{size.height} of the network. Give a larger picture, or fit: pad."
-                )
-            pixels = _fitted(to_channels(image, channels), size, self.fit)
-            mask = self._mask_of(place, image, size) if generated is None else generated
-            kept = tuple(kept_codes(mask, grid) for grid in grids)
-            self._check_mask(name, mask, kept)
-            self.masked.append(Masked(torch.from_numpy(pixels.copy()), mask))
-            self._kept.append(kept)
+        size = size_of(module.image_size)
+        self.masked = list(self.masked_pictures.read(self.places, size, module.channels, grids))
 
     def check(self, spec: LatentSpec, checkpoint: str, classes: Sequence[str] = ()) -> None:
         """Finds the priors' labels of the pictures, and encodes them.
@@ -197,21 +161,14 @@ class InpaintRequests(ChunkedDataModule):
     @torch.no_grad()
     def encode(self, network: Tokenizer) -> None:
         """Encodes the pictures, one by one: what a picture's codes are depends on no other."""
-        images = (from_uint8(masked.pixels)[None] for masked in self.masked)
+        device = next(network.parameters()).device
+        images = (from_uint8(masked.pixels)[None].to(device) for masked in self.masked)
         self._codes = [tuple(level[0].cpu() for level in network.encode(image)) for image in images]
 
     def identity(self) -> dict[str, Any]:
-        names = hashlib.sha256(b"\n".join(self.source.encoded_keys()))
-        names.update(np.ascontiguousarray(self.source.labels, np.int64))
-        how = ("per_picture", "keep_pixels", "fit", "holdout", "holdout_seed")
-        return {
-            "inpaint": {
-                "names_and_labels": names.hexdigest(),
-                "pictures": self.source.contents,
-                "masks": self._masks_digest() if self.mask is None else asdict(self.mask),
-                **{name: getattr(self, name) for name in how},
-            }
-        }
+        names = ("holdout", "holdout_seed", "per_picture", "keep_pixels")
+        own = {name: getattr(self, name) for name in names}
+        return {"inpaint": {**self.masked_pictures.identity(), **own}}
 
     def predict_datasets(self) -> dict[str, Dataset]:
         return {SPLIT: _Inpainted(self)}
@@ -223,7 +180,10 @@ class InpaintRequests(ChunkedDataModule):
     def request(self, index: Tensor) -> RequestBatch:
         """The images of some numbers [B]: what is kept of their pictures."""
         pictures = (index // self.per_picture).tolist()
-        kept = (torch.stack(level) for level in zip(*(self._kept[i] for i in pictures), strict=True))
+        if not pictures:
+            return RequestBatch(index, index)
+        masked = [self.masked[i] for i in pictures]
+        kept = map(torch.stack, zip(*(each.kept for each in masked), strict=True))
         given = tuple(
             codes.masked_fill(~stays, -1) for codes, stays in zip(self.codes(pictures), kept, strict=True)
         )
@@ -231,61 +191,8 @@ class InpaintRequests(ChunkedDataModule):
         batch = RequestBatch(index, self._labels[pictures], given, places)
         if not self.keep_pixels:
             return batch
-        masked = [self.masked[i] for i in pictures]
         known = torch.stack([~each.mask[None] for each in masked])
         return batch._replace(pixels=torch.stack([each.pixels for each in masked]), known=known)
-
-    @cached_property
-    def _mask_source(self) -> ImageSource:
-        return open_source(self.masks, num_classes=0)
-
-    @cached_property
-    def _mask_places(self) -> dict[str, int]:
-        return {self._mask_source.key(i): i for i in range(len(self._mask_source))}
-
-    def _refuse_missing(self) -> None:
-        if self.masks is None:
-            return
-        missing = [name for name, i in zip(self.names, self.places, strict=True) if not self._has_mask(i)]
-        if missing:
-            raise ValueError(
-                f"{self.masks} has no mask for {len(missing)} of {len(self.places)} pictures, such as "
-                f"{missing[0]}. A mask has the name of its picture, and ends in .png."
-            )
-
-    def _has_mask(self, place: int) -> bool:
-        return self.source.key(place) in self._mask_places
-
-    def _mask_of(self, place: int, picture: Image.Image, size: ImageSize) -> Tensor:
-        number = self._mask_places[self.source.key(place)]
-        name = f"{self.masks}: {self._mask_source.name(number)}"
-        mask = black_and_white(_opened(self._mask_source, number), name)
-        if mask.size != picture.size:
-            raise ValueError(
-                f"{name} has {mask.width}x{mask.height} pixels, its picture has {picture.width}x"
-                f"{picture.height}. Wanted the same size."
-            )
-        return torch.from_numpy(_fitted(mask, size, self.fit)[0] > 0)
-
-    def _check_mask(self, name: str, mask: Tensor, kept: Sequence[Tensor]) -> None:
-        where = "" if self.fit == "pad" else ", or only where the picture is cropped"
-        if not mask.any():
-            raise ValueError(f"The mask of {name} hides nothing{where}. White is repainted.")
-        if not any(bool(level.any()) for level in kept):
-            finer = "" if mask.all() else " Every code covers a hidden pixel: give a mask of larger parts."
-            raise ValueError(
-                f"The mask of {name} keeps no code, so nothing of the picture would be left.{finer} To sample "
-                "whole images take SampleRequests."
-            )
-
-    def _masks_digest(self) -> str:
-        """Of all masks of pictures, asked for or not."""
-        digest = hashlib.sha256()
-        for place in range(len(self.source)):
-            if self._has_mask(place):
-                mask = _opened(self._mask_source, self._mask_places[self.source.key(place)])
-                digest.update(f" {place} {mask.size} ".encode() + to_channels(mask, 1).tobytes())
-        return digest.hexdigest()
 
     def _labels_among(self, num_classes: int, classes: Sequence[str]) -> Tensor:
         """The priors' label of each picture, int64 [N]."""
@@ -299,15 +206,8 @@ class InpaintRequests(ChunkedDataModule):
             )
         names = self.source.classes
         if comparable(names, classes):
-            found = torch.tensor(labels_among(names, classes))
-            strange = [names[label] for label in labels.unique().tolist() if found[label] < 0]
-            if strange:
-                raise ValueError(
-                    f"Pictures in {self.pictures} are of the class {some(strange)}, which is not among the "
-                    f"priors' classes {some(classes)}. Give pictures of these, in class folders of the same "
-                    "names."
-                )
-            return found[labels]
+            where = {"things": "pictures", "location": self.pictures}
+            return torch.tensor(labels_of_priors(labels.tolist(), names, classes, **where))[labels]
         if int(labels.max()) >= num_classes:
             raise ValueError(
                 f"Pictures in {self.pictures} are of the class {int(labels.max())}: the priors know 0 to "
@@ -331,16 +231,3 @@ class _Inpainted(Dataset):
 
     def __getitems__(self, batch: list[Index]) -> RequestBatch:
         return self.requests.request(torch.tensor([image for _, image in batch], dtype=torch.int64))
-
-
-def _opened(source: ImageSource, i: int) -> Image.Image:
-    try:
-        return source.read(i)
-    except OSError as error:
-        raise ValueError(f"{source.location}: {source.name(i)} cannot be read ({error}).") from None
-
-
-def _fitted(image: Image.Image, size: ImageSize, fit: Fit) -> np.ndarray:
-    """uint8 [C, H, W]."""
-    fitted = fit_image(image, size, fit)
-    return centre_crop(to_pixels(fitted) if isinstance(fitted, Image.Image) else fitted, size)

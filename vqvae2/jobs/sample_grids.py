@@ -107,14 +107,11 @@ def inpaint_grid(
     From left to right: the picture; the same with what is repainted in grey; what its codes decode to; what
     was sampled.
     """
-    count, per_row = (
-        min(rows, len(data.masked)),
-        min(max((columns or _COLUMNS) - 3, 1), data.per_picture),
-    )
+    count, per_row = min(rows, len(data.masked)), min(max((columns or _COLUMNS) - 3, 1), data.per_picture)
     codes = [level.to(module.device) for level in data.codes(range(count))]
     decoded = to_uint8(module.autoencoder.decode(codes)).cpu()
     shown = []
-    for number, (pixels, mask) in enumerate(data.masked[:count]):
+    for number, (pixels, mask, _) in enumerate(data.masked[:count]):
         first = number * data.per_picture
         results = (images[first + i] for i in range(per_row))
         shown += [pixels, pixels.masked_fill(mask, GREY), decoded[number], *results]

@@ -49,7 +49,8 @@ class SampleWriter(ChunkWriter):
     Args:
         folder: see `ChunkWriter`.
         grid_columns: images in a row of the grid. With prompts, two of them show the prompt and what is kept
-            of it; with pictures to repaint, three: picture, mask over it, what its codes decode to. null: one column for each class if there are 2 to 20 classes; otherwise 10.
+            of it; with pictures to repaint, three show the picture, what is hidden, and what its codes decode
+            to. null: one column for each class if there are 2 to 20 classes; otherwise 10.
         grid_rows: rows of the grid.
         overwrite: see `ChunkWriter`.
     """
