@@ -10,13 +10,14 @@ import torch
 import yaml
 from PIL import Image
 
-from tests.checkpoints import save_chain
+from tests.checkpoints import PRIOR, latent_spec, save, save_autoencoder, save_chain
 from tests.fit_runs import QUIET
 from tests.jobs.test_sample_sundae import save_chain as save_mixed_chain
 from tests.killed import survives_rename
 from tests.sample_job import files, read, sample
 from vqvae2.cli.suite import main as cli
 from vqvae2.jobs.inpaint import InpaintRequests
+from vqvae2.nn.path_prior import PathPrior
 from vqvae2.pictures.masks import GeneratedMask
 from vqvae2.pixels import from_uint8, to_uint8
 
@@ -121,6 +122,20 @@ def test_priors_of_any_kind_repaint(tmp_path, kinds):
     network, autoencoder, priors, _ = save_mixed_chain(tmp_path, kinds)
     check_results(
         sample(tmp_path / "s", autoencoder, priors, data=requests(tmp_path)), network, pictures, masks
+    )
+
+
+def test_a_prior_of_paths_repaints(tmp_path):
+    pictures, masks = draw_pictures(tmp_path / "pictures"), draw_masks(tmp_path / "masks")
+    autoencoder, network = save_autoencoder(tmp_path / "autoencoder.ckpt", num_levels=1)
+    spec = latent_spec(network, 3)
+    shape = {"grid": [8, 8], "num_codes": 16, "condition_grids": [], "condition_codes": [], "num_classes": 3}
+    below = {"output_layers": 1, "conditioning_hidden": 8, "conditioning_blocks": 2}
+    options = {**PRIOR, **shape, **below, "depth": 2}
+    facts = {"kind": "prior", "architecture": "path", "level": "top", "latents": spec.to_dict()}
+    prior = save(tmp_path / "path.ckpt", PathPrior(**options), network=options, **facts)
+    check_results(
+        sample(tmp_path / "s", autoencoder, [prior], data=requests(tmp_path)), network, pictures, masks
     )
 
 
