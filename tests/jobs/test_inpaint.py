@@ -16,6 +16,7 @@ from tests.jobs.test_sample_sundae import save_chain as save_mixed_chain
 from tests.killed import survives_rename
 from tests.sample_job import files, read, sample
 from vqvae2.cli.suite import main as cli
+from vqvae2.data.images import ImageDataModule
 from vqvae2.jobs.inpaint import InpaintRequests
 from vqvae2.nn.path_prior import PathPrior
 from vqvae2.pictures.masks import GeneratedMask
@@ -210,6 +211,17 @@ def test_the_picture_shows_original_mask_reconstruction_and_results(chain, tmp_p
             assert np.array_equal(tiles[3 + i], picture_of(found[2 * row + i]))
     manifest = json.loads((folder / "manifest.json").read_text())
     assert sorted(manifest["request"]["pictures"]) == [f"{name}.png" for name in NAMES]
+
+
+def test_what_is_held_out_is_what_training_holds_out(chain, tmp_path):
+    _, autoencoder, priors = chain
+    part = {"holdout": 0.5, "holdout_seed": 3}
+    images = {"train": str(tmp_path / "pictures"), "image_size": 16, "batch_size": 1, "channels": 1}
+    split = ImageDataModule(**images, **part).splits["val"]
+    data = requests(tmp_path, mask=BLOCK, **part)
+    sample(tmp_path / "s", autoencoder, priors, data=data)
+    assert 0 < len(data.names) < 6
+    assert sorted(data.names) == sorted(split.source.name(i) for i in split.samples)
 
 
 def test_a_killed_job_is_completed_and_more_pictures_are_added(chain, tmp_path, one_thread):
