@@ -1,8 +1,6 @@
 """Inpainting: what a mask hides is sampled, all else stays."""
 
-import io
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,95 +10,25 @@ from PIL import Image
 
 from tests.checkpoints import PRIOR, latent_spec, save, save_autoencoder, save_chain
 from tests.fit_runs import QUIET
+from tests.inpaint_job import (
+    BLOCK,
+    NAMES,
+    check_results,
+    draw_masks,
+    draw_pictures,
+    encoded,
+    picture_of,
+    requests,
+    white,
+    write,
+)
 from tests.jobs.test_sample_sundae import save_chain as save_mixed_chain
 from tests.killed import survives_rename
 from tests.sample_job import files, read, sample
 from vqvae2.cli.suite import main as cli
 from vqvae2.data.images import ImageDataModule
-from vqvae2.jobs.inpaint import InpaintRequests
 from vqvae2.nn.path_prior import PathPrior
-from vqvae2.pictures.masks import GeneratedMask
-from vqvae2.pixels import from_uint8, to_uint8
-
-NAMES = [f"{label}/{i}" for label in ("cat", "dog", "owl") for i in range(2)]
-BLOCK = GeneratedMask("block", 0.25)  # the middle 8x8 of 16x16
-LEVELS = {1: ["top"], 2: ["top", "bottom"], 3: ["top", "mid", "bottom"]}
-
-
-def draw_pictures(folder: Path, names=NAMES, size=(16, 16), seed=0) -> dict[str, np.ndarray]:
-    """Writes them; gives their pixels by name."""
-    draw = np.random.default_rng(seed)
-    made = {name: draw.integers(0, 256, size[::-1], dtype=np.uint8) for name in names}
-    for name, pixels in made.items():
-        write(folder / f"{name}.png", pixels)
-    return made
-
-
-def draw_masks(folder: Path, seed=1, size=(16, 16)) -> dict[str, np.ndarray]:
-    """Masks of another rectangle each."""
-    draw = np.random.default_rng(seed)
-    made = {}
-    for name in NAMES:
-        top, left = draw.integers(0, 8, 2)
-        made[name] = np.zeros(size[::-1], np.uint8)
-        made[name][top : top + 7, left : left + 8] = 255
-        write(folder / f"{name}.png", made[name])
-    return made
-
-
-def write(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-
-
-def requests(tmp_path, **options):
-    options = {"batch_size": 4, "chunk_size": 5, "per_picture": 2, **options}
-    if "mask" not in options:
-        options = {"masks": str(tmp_path / "masks"), **options}
-    return InpaintRequests(**{"pictures": str(tmp_path / "pictures"), **options})
-
-
-def picture_of(members) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(members["png"])))
-
-
-def codes_of(members, names) -> list[np.ndarray]:
-    return [np.load(io.BytesIO(members[f"{name}.npy"])) for name in names]
-
-
-def kept_by_loops(mask: np.ndarray, grid) -> np.ndarray:
-    side = mask.shape[0] // grid[0]
-    kept = np.ones(grid, bool)
-    for y, x in np.argwhere(mask):
-        kept[y // side, x // side] = False
-    return kept
-
-
-@torch.no_grad()
-def encoded(network, pixels: np.ndarray) -> list[np.ndarray]:
-    return [level[0].numpy() for level in network.encode(from_uint8(torch.tensor(pixels))[None, None])]
-
-
-def check_results(folder, network, pictures, masks, names=None) -> None:
-    """Each image has the picture's codes wherever its mask leaves them, and others elsewhere."""
-    names = names or LEVELS[len(network.level_names)]
-    found = read(folder)
-    order = sorted(pictures)
-    changed = 0
-    for members in found.values():
-        name = order[json.loads(members["json"])["prompt"]]
-        assert int(members["cls"]) == ["cat", "dog", "owl"].index(name.partition("/")[0])
-        mine, own = codes_of(members, names), encoded(network, pictures[name])
-        for level, original in zip(mine, own, strict=True):
-            kept = kept_by_loops(masks[name], original.shape)
-            assert kept.any()
-            assert not kept.all()
-            assert np.array_equal(level[kept], original[kept])
-            changed += (level[~kept] != original[~kept]).sum()
-        with torch.no_grad():
-            decoded = network.decode([torch.tensor(level.astype(np.int64))[None] for level in mine])
-        assert np.array_equal(picture_of(members), to_uint8(decoded)[0, 0].numpy())
-    assert changed
+from vqvae2.pixels import to_uint8
 
 
 @pytest.mark.parametrize("levels", [1, 3])
@@ -236,111 +164,6 @@ def test_a_killed_job_is_completed_and_more_pictures_are_added(chain, tmp_path, 
     job("killed", num_pictures=4)
     assert job("killed") == wanted
     assert job("killed") == wanted  # nothing is left to do
-
-
-@pytest.mark.parametrize("changed", ["masks", "pictures", "keep_pixels", "per_picture", "mask"])
-def test_other_masks_or_pictures_in_the_same_folder_are_refused(chain, tmp_path, changed):
-    _, autoencoder, priors = chain
-    sample(tmp_path / "s", autoencoder, priors, data=requests(tmp_path))
-    options = {
-        "keep_pixels": {"keep_pixels": True},
-        "per_picture": {"per_picture": 3},
-        "mask": {"mask": BLOCK},
-    }
-    if changed == "masks":
-        draw_masks(tmp_path / "masks", seed=2)
-    if changed == "pictures":
-        draw_pictures(tmp_path / "pictures", seed=2)
-    name = "masks" if changed == "mask" else changed
-    with pytest.raises(ValueError, match=rf"belongs to another job: its inpaint\.{name}"):
-        sample(tmp_path / "s", autoencoder, priors, data=requests(tmp_path, **options.get(changed, {})))
-
-
-def white(part=slice(None), size=(16, 16), value=255):
-    mask = np.zeros(size, np.uint8)
-    mask[part] = value
-    return mask
-
-
-SPECKS = np.tile(np.kron(np.eye(2, dtype=np.uint8), np.ones((1, 1), np.uint8)) * 255, (8, 8))
-WRONG_MASKS = [
-    (white(size=(16, 12)), r"dog/1\.png has 12x16 pixels, its picture has 16x16"),
-    (white(slice(3), value=200), r"dog/1\.png has the values 0, 200, wanted black"),
-    (white(slice(0)), r"dog/1\.png hides nothing"),
-    (white(), r"dog/1\.png leaves nothing of the picture: it hides all\. To sample .* SampleRequests"),
-    (SPECKS, r"dog/1\.png leaves nothing of the picture: every code covers a hidden pixel"),
-    (None, r"has no mask for 1 of 6 pictures, such as dog/1\.png"),
-]
-
-
-@pytest.mark.parametrize(("mask", "message"), WRONG_MASKS)
-def test_masks_that_do_not_fit_are_refused_before_anything_is_written(chain, tmp_path, mask, message):
-    _, autoencoder, priors = chain
-    (tmp_path / "masks/dog/1.png").unlink()
-    if mask is not None:
-        write(tmp_path / "masks/dog/1.png", mask)
-    with pytest.raises(ValueError, match=message):
-        sample(tmp_path / "s", autoencoder, priors, data=requests(tmp_path))
-    assert not (tmp_path / "s").exists()
-
-
-IMPOSSIBLE = [
-    ({"mask": BLOCK, "masks": "masks"}, "Wanted one of the two"),
-    ({"mask": None}, "Wanted one of the two"),
-    ({"per_picture": 0}, "per_picture is 0"),
-    ({"num_pictures": 0}, "num_pictures is 0"),
-    ({"num_pictures": 7}, "num_pictures is 7, but .*pictures holds 6 pictures"),
-    ({"holdout": 1.0}, "holdout is 1.0"),
-    ({"holdout": 1e-9}, "holds 6 pictures, of which 0 are held out"),
-]
-
-
-@pytest.mark.parametrize(("options", "message"), IMPOSSIBLE)
-def test_what_cannot_be_asked_for_is_refused(chain, tmp_path, options, message):
-    _, autoencoder, priors = chain
-    with pytest.raises(ValueError, match=message):
-        sample(tmp_path / "s", autoencoder, priors, data=requests(tmp_path, **{"mask": BLOCK, **options}))
-    assert not (tmp_path / "s").exists()
-
-
-def test_pictures_smaller_than_the_networks_or_unreadable_are_refused(chain, tmp_path):
-    _, autoencoder, priors = chain
-    draw_pictures(tmp_path / "pictures", names=["owl/1"], size=(20, 15))
-    with pytest.raises(ValueError, match=r"owl/1\.png has 20x15 pixels, fewer than the 16x16 of the network"):
-        sample(tmp_path / "s", autoencoder, priors, data=requests(tmp_path, mask=BLOCK))
-    (tmp_path / "pictures/owl/1.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"owl/1\.png cannot be read \(not an image"):
-        sample(tmp_path / "s", autoencoder, priors, data=requests(tmp_path, mask=BLOCK))
-    assert not (tmp_path / "s").exists()
-
-
-def test_pictures_get_the_priors_label_of_their_class(tmp_path):
-    draw_pictures(tmp_path / "pictures")
-    (tmp_path / "other").mkdir()
-    _, autoencoder, priors = save_chain(tmp_path, classes=["owl", "cat", "dog"])
-    found = read(sample(tmp_path / "s", autoencoder, priors, data=requests(tmp_path, mask=BLOCK)))
-    for members in found.values():
-        place = json.loads(members["json"])["prompt"]
-        assert int(members["cls"]) == [1, 1, 2, 2, 0, 0][place]
-    _, autoencoder, priors = save_chain(tmp_path / "other", classes=["cow", "cat", "dog"])
-    with pytest.raises(ValueError, match=r"Pictures in .* are of the class owl, which is not among"):
-        sample(tmp_path / "t", autoencoder, priors, data=requests(tmp_path, mask=BLOCK))
-
-
-def test_pictures_of_a_class_number_that_the_priors_lack_or_of_no_class(tmp_path):
-    draw_pictures(tmp_path / "pictures")
-    draw_pictures(tmp_path / "flat", names=["a", "b"])
-    flat = {"pictures": str(tmp_path / "flat"), "mask": BLOCK}
-    _, autoencoder, priors = save_chain(tmp_path, num_classes=2)
-    with pytest.raises(ValueError, match="are of the class 2: the priors know 0 to 1"):
-        sample(tmp_path / "s", autoencoder, priors, data=requests(tmp_path, mask=BLOCK))
-    with pytest.raises(ValueError, match="have no label, but the priors need one of 2 classes"):
-        sample(tmp_path / "s", autoencoder, priors, data=requests(tmp_path, **flat))
-    (tmp_path / "unlabelled").mkdir()
-    _, autoencoder, priors = save_chain(tmp_path / "unlabelled", num_classes=0)
-    for name, options in (("flat", flat), ("folders", {"mask": BLOCK})):
-        found = read(sample(tmp_path / name, autoencoder, priors, data=requests(tmp_path, **options)))
-        assert not any("cls" in members for members in found.values())
 
 
 def test_masks_from_configs_and_from_the_command_line(chain, tmp_path):
