@@ -11,7 +11,7 @@ BIN := $(or $(ACTIVE),$(VENV)/bin)
 READY := $(if $(ACTIVE),,$(VENV)/.installed)
 export MPLBACKEND := Agg
 
-.PHONY: help demo test lint encode-latents sample complete cas eval-fid report compare clean
+.PHONY: help demo test lint encode-latents sample complete inpaint cas eval-fid report compare clean
 
 help:
 	@echo "Options: CONFIG=NAME, the recipe; RUN=FOLDER, the folder of its run (if not given, the recipe's own, or runs/NAME)."
@@ -21,6 +21,7 @@ help:
 	@echo "make encode-latents CONFIG=demo  images -> latent shards (configs/demo_encode.yaml)"
 	@echo "make sample CONFIG=demo          class-conditional samples (configs/demo_sample.yaml)"
 	@echo "make complete CONFIG=demo        completes images from their upper half (configs/demo_complete.yaml)"
+	@echo "make inpaint CONFIG=demo         repaints what a mask hides of pictures (configs/demo_inpaint.yaml)"
 	@echo "make cas CONFIG=demo             classification accuracy score (configs/demo_cas.yaml)"
 	@echo "make eval-fid CONFIG=demo        every figure (configs/demo_eval.yaml), then the report"
 	@echo "make report CONFIG=demo          writes runs/demo/report.html from the results of all stages"
@@ -51,6 +52,9 @@ encode-latents: $(READY)
 
 complete: $(READY)
 	$(BIN)/lightning predict -c configs/$(CONFIG)_complete.yaml --run $(RUN)
+
+inpaint: $(READY)
+	$(BIN)/lightning predict -c configs/$(CONFIG)_inpaint.yaml --run $(RUN)
 
 sample: $(READY)
 	$(BIN)/lightning predict -c configs/$(CONFIG)_sample.yaml --run $(RUN)

@@ -31,7 +31,8 @@ from vqvae2.training.base import NetworkModule
 from vqvae2.training.sharding import ShardedStrategy
 
 OVERLAYS = sorted({path.stem for path in CONFIGS.glob("*.yaml")} - {*JOBS, *RECIPES})
-VERBS = {"encode": "predict", "sample": "predict", "complete": "predict", "eval": "test"}  # all others fit
+PREDICTS = ("encode", "sample", "complete", "inpaint")
+VERBS = {**dict.fromkeys(PREDICTS, "predict"), "eval": "test"}  # all others fit
 # The others are made from these, with the same trainer.
 WITH_FILES = [name for name in JOBS if (CONFIGS / f"{name}.yaml").is_file()]
 FITS = [name for name in WITH_FILES if name.rpartition("_")[2] not in VERBS]

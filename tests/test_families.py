@@ -88,6 +88,10 @@ def run(request, tmp_path_factory) -> Path:
     lightning(
         "predict", folder, "complete", sample, {"class_path": "PromptRequests", "init_args": prompts}, writer
     )
+    inpaint = {"pictures": str(folder / "images"), "mask": {"shape": "block"}, "batch_size": 4, "fit": "pad"}
+    lightning(
+        "predict", folder, "inpaint", sample, {"class_path": "InpaintRequests", "init_args": inpaint}, writer
+    )
     evaluated = {**images["init_args"], "latents": str(folder / "latents")}
     data = {"class_path": "EvaluationDataModule", "init_args": evaluated}
     lightning("test", folder, "eval", {"class_path": "EvaluationModule", "init_args": chain}, data)
@@ -109,6 +113,7 @@ def test_every_job_ran_on_a_family_it_does_not_know(run):
         "bottom",
     }
     assert (run / "complete/grid.png").exists()
+    assert (run / "inpaint/grid.png").exists()
 
 
 def test_a_prior_without_a_likelihood_gets_no_likelihood(run):

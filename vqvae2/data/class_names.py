@@ -88,6 +88,31 @@ def labels_among(names: Sequence[str], wanted: Sequence[str]) -> list[int]:
     return [label_of.get(name, -1) for name in composed(names)]
 
 
+def labels_of_priors(
+    labels: Iterable[int], names: Sequence[str], classes: Sequence[str], *, things: str, location: str
+) -> list[int]:
+    """The priors' label of each of the names of other classes, -1 for those that are not among them.
+
+    Args:
+        labels: that occur.
+        names: of the other classes, in label order.
+        classes: names of the priors' classes.
+        things: of these labels, for messages, such as "prompts".
+        location: where they lie, likewise.
+
+    Raises:
+        ValueError: a label that occurs is of a class that the priors do not have.
+    """
+    found = labels_among(names, classes)
+    strange = [names[label] for label in sorted(set(labels)) if found[label] < 0]
+    if strange:
+        raise ValueError(
+            f"{things.capitalize()} in {location} are of the class {some(strange)}, which is not among the "
+            f"priors' classes {some(classes)}. Give {things} of these, in class folders of the same names."
+        )
+    return found
+
+
 def some(names: Sequence[str]) -> str:
     """The first names, for messages."""
     return ", ".join(names[:10]) + (f", … ({len(names)})" if len(names) > 10 else "")

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vqvae2.data.chunked import ChunkedDataModule
-from vqvae2.data.class_names import by_number, comparable, labels_among, some
+from vqvae2.data.class_names import by_number, comparable, labels_of_priors
 from vqvae2.data.latent_module import LatentDataset
 from vqvae2.data.latent_shards import check_files, verify
 from vqvae2.data.latents import (
@@ -162,7 +162,9 @@ class PromptRequests(ChunkedDataModule):
                 "classes. Give labelled prompts."
             )
         if by_name:
-            self._label_of = self._labels_by_name(labels, classes)
+            where = {"things": "prompts", "location": str(self.folder)}
+            found = labels_of_priors(labels.tolist(), source.classes, classes, **where)
+            self._label_of = torch.tensor(found)
         elif spec.num_classes and not (by_number(source.classes) and by_number(classes)):
             log.warning(
                 "%s or the priors know their classes by number only: class 0 there is taken for the priors' "
@@ -217,22 +219,6 @@ class PromptRequests(ChunkedDataModule):
 
     def _codes(self, prompts: Sequence[int]) -> LatentBatch:
         return self.source.__getitems__([(0, int(self._order[prompt])) for prompt in prompts])
-
-    def _labels_by_name(self, labels: Tensor, classes: Sequence[str]) -> Tensor:
-        """The priors' label of each of the folder's labels, -1 for those that none of the prompts has.
-
-        Raises:
-            ValueError: prompts are of a class that the priors do not have.
-        """
-        names = self.source.classes
-        found = labels_among(names, classes)
-        strange = [names[label] for label in labels.unique().tolist() if found[label] < 0]
-        if strange:
-            raise ValueError(
-                f"Prompts in {self.folder} are of the class {some(strange)}, which is not among the priors' "
-                f"classes {some(classes)}. Give prompts of these, in class folders of the same names."
-            )
-        return torch.tensor(found)
 
     def _check_levels(self) -> None:
         levels = self.source.spec.levels

@@ -25,6 +25,8 @@ class RequestBatch(NamedTuple):
     labels: Tensor  # int64 [B], -1 without classes
     kept: tuple[Tensor, ...] = ()  # int64 [B, h, w] a level, -1 where a code is to be sampled; () samples all
     prompts: Tensor | None = None  # int64 [B], where in its folder the prompt of each image lies
+    pixels: Tensor | None = None  # uint8 [B, C, H, W], laid over the sampled images where they are known
+    known: Tensor | None = None  # bool [B, 1, H, W], where that is
 
 
 class SampleRequests(ChunkedDataModule):

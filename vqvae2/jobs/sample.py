@@ -157,6 +157,8 @@ class SampleModule(L.LightningModule):
     def _sample(self, batch: RequestBatch, sampler: ChainSampler) -> Samples:
         levels = sampler(batch.labels, seed=self.seed, images=batch.index.tolist(), kept=batch.kept)
         images = to_uint8(self.autoencoder.decode([level.codes for level in levels]))
+        if batch.pixels is not None:
+            images = torch.where(batch.known, batch.pixels, images)
         scores = (
             None
             if self.rejection_classifier is None

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from vqvae2.jobs.inpaint import InpaintRequests
 from vqvae2.jobs.prompts import PromptRequests
 from vqvae2.jobs.sample import SampleModule
 from vqvae2.pictures.decode import open_image, to_pixels
@@ -95,3 +96,23 @@ def prompt_grid(
         first = prompt * data.per_prompt
         shown += [own[prompt], kept[prompt], *(images[first + i] for i in range(per_row))]
     return make_grid(torch.stack(shown), nrow=2 + per_row, padding=1)
+
+
+@torch.no_grad()
+def inpaint_grid(
+    images: StoredImages, module: SampleModule, data: InpaintRequests, *, columns: int | None, rows: int
+) -> Tensor:
+    """uint8 [C, height, width]: a row for each of the first pictures.
+
+    From left to right: the picture; the same with what is repainted in grey; what its codes decode to; what
+    was sampled.
+    """
+    count, per_row = min(rows, len(data.masked)), min(max((columns or _COLUMNS) - 3, 1), data.per_picture)
+    codes = [level.to(module.device) for level in data.codes(range(count))]
+    decoded = to_uint8(module.autoencoder.decode(codes)).cpu()
+    shown = []
+    for number, (pixels, mask, _) in enumerate(data.masked[:count]):
+        first = number * data.per_picture
+        results = (images[first + i] for i in range(per_row))
+        shown += [pixels, pixels.masked_fill(mask, GREY), decoded[number], *results]
+    return make_grid(torch.stack(shown), nrow=3 + per_row, padding=1)

@@ -12,10 +12,11 @@ from torch.utils.data import Dataset
 
 from vqvae2.data.latent_shards import CODES
 from vqvae2.jobs.chunk_writer import ChunkWriter, Splits
+from vqvae2.jobs.inpaint import InpaintRequests
 from vqvae2.jobs.prompts import PromptRequests
 from vqvae2.jobs.requests import SPLIT
 from vqvae2.jobs.sample import SampleModule, Samples
-from vqvae2.jobs.sample_grids import StoredImages, prompt_grid, sample_grid
+from vqvae2.jobs.sample_grids import StoredImages, inpaint_grid, prompt_grid, sample_grid
 from vqvae2.jobs.sampled_codes import sample_key
 from vqvae2.jobs.scores import LOG_SCORE, SCORER, SCORES
 from vqvae2.pixels import png_bytes, write_png
@@ -40,7 +41,7 @@ class SampleWriter(ChunkWriter):
 
         KEY.png  the image, lossless     KEY.cls  its label, as text (none without classes)
         KEY.json seed, number, negative log-likelihood in nats of each level, of kept codes too; with a
-                 rejection classifier its log score; with prompts the number of the prompt in its folder
+                 rejection classifier its log score; with prompts or pictures their number in the folder
         KEY.top.npy … KEY.bottom.npy     uint16 [h, w], the codes
 
     and beside them `scores.csv` (see `vqvae2.jobs.scores`), `grid.png` and `manifest.json`.
@@ -48,7 +49,8 @@ class SampleWriter(ChunkWriter):
     Args:
         folder: see `ChunkWriter`.
         grid_columns: images in a row of the grid. With prompts, two of them show the prompt and what is kept
-            of it. null: one column for each class if there are 2 to 20 classes; otherwise 10.
+            of it; with pictures to repaint, three show the picture, what is hidden, and what its codes decode
+            to. null: one column for each class if there are 2 to 20 classes; otherwise 10.
         grid_rows: rows of the grid.
         overwrite: see `ChunkWriter`.
     """
@@ -111,9 +113,13 @@ class SampleWriter(ChunkWriter):
         write_scores(self.folder, shards, module.level_names)
         images = StoredImages(self.folder, shards, data.chunk_size)
         size = {"columns": self.grid_columns, "rows": self.grid_rows}
-        prompted = isinstance(data, PromptRequests)
-        if prompted:
+        where: dict[str, Any] = {}
+        if isinstance(data, PromptRequests):
+            where = {"folder": str(data.folder)}
             grid = prompt_grid(images, module, data, **size)
+        elif isinstance(data, InpaintRequests):
+            where = {"folder": data.pictures, "masks_folder": data.masks, "pictures": data.names}
+            grid = inpaint_grid(images, module, data, **size)
         else:
             grid = sample_grid(images, data.pattern(module.spec.num_classes), **size)
         write_png(self.folder / GRID, grid)
@@ -131,7 +137,7 @@ class SampleWriter(ChunkWriter):
                 name: how.described() for name, how in zip(module.level_names, module.draws, strict=True)
             },
             "approximate": bool(module.approximations),
-            "request": {**data.identity(), **({"folder": str(data.folder)} if prompted else {})},
+            "request": {**data.identity(), **where},
             "shards": [vars(shard) for shard in shards],
         }
         write_json(self.folder / MANIFEST, content)
