@@ -28,10 +28,9 @@ def angles(height: int, width: int, head_width: int) -> Cells:
     """[e/2] of each position: the row's, then the column's."""
     frequencies = evenly(1, math.sqrt(height * width) / 2, head_width // 4)
     found = {}
-    rows, columns = (evenly(1 / size - 1, 1 - 1 / size, size) for size in (height, width))
-    for row, down in enumerate(rows):
-        for column, along in enumerate(columns):
-            turns = [place * math.pi * f for place in (down, along) for f in frequencies]
+    for row, down in enumerate(evenly(-1, 1, height)):
+        for column, along in enumerate(evenly(-1, 1, width)):
+            turns = [place * math.pi / 2 * f for place in (down, along) for f in frequencies]
             found[row, column] = torch.tensor(turns, dtype=torch.float64)
     return found
 

@@ -55,7 +55,8 @@ def test_every_step_is_adamws_with_decay_on_matrices_alone(latents, clip):
     assert len(gradients) == 4
     assert start["embedding.weight"].shape == (9, 16)
     weights = {name: torch.nn.Parameter(value) for name, value in start.items()}
-    matrix = [name.endswith("weight") and "norm" not in name and ".dense.0." not in name for name in weights]
+    vectors = ("norm", ".dense.0.", "patches.0.")  # norms, by their names
+    matrix = [name.endswith("weight") and not any(part in name for part in vectors) for name in weights]
     assert [value.ndim > 1 for value in weights.values()] == matrix
     groups = [
         {"params": [value for value, of in zip(weights.values(), matrix, strict=True) if of == which]}

@@ -25,15 +25,16 @@ _PATCH = 2  # side; the paper shortens by 4 in all
 def angles(height: int, width: int, head_width: int, device: torch.device) -> Tensor:
     """Axial rotary positions [H, W, e/2], in radians: half of each head turns by the row, half by the column.
 
-    Place p, of n centres from -1 + 1/n to 1 - 1/n along its axis, turns by p·π·f, for e/4 frequencies f
-    evenly spaced from 1 to √N/2. Departs from the authors' code, whose places go from -1 to 1: where all
-    frequencies are whole numbers, as for 32x32 and e = 64, the first and the last row are then alike.
+    Place p, from -1 to 1 along its axis, turns by p·f·π/2, for e/4 frequencies f evenly spaced from 1 to √N/2.
+    Departs from the authors' code, which turns by p·f·π: where all frequencies are whole numbers, as for
+    32x32 and e = 64, the first and the last row are then alike. (Places that are centres would be worse: the
+    angles then close to a circle, on which no position can be told from another.)
     In float64: in bfloat16, which networks of that precision take by default, many turns are a wrong angle.
     """
     exact = {"dtype": torch.float64, "device": device}
     frequencies = torch.linspace(1, (height * width) ** 0.5 / 2, head_width // 4, **exact)
-    places = ((2 * torch.arange(size, **exact) + 1) / size - 1 for size in (height, width))
-    row, column = (place[:, None] * torch.pi * frequencies for place in places)
+    places = (torch.linspace(-1, 1, size, **exact) for size in (height, width))
+    row, column = (place[:, None] * frequencies * (torch.pi / 2) for place in places)
     return torch.cat([row[:, None].expand(-1, width, -1), column[None].expand(height, -1, -1)], -1)
 
 

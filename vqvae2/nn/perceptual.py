@@ -157,7 +157,7 @@ def _state(path: str | Path, wanted: list[str]) -> Mapping[str, Tensor]:
         raise ValueError(f"There is no file {path} with weights of LPIPS. {_HOW}.")
     try:  # these files are older than torch's format that can be mapped into memory
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, struct.error, EOFError, OSError) as error:
+    except (RuntimeError, pickle.UnpicklingError, struct.error, EOFError, OSError, LookupError) as error:
         raise ValueError(f"{path} cannot be read as weights: it is damaged or something else.") from error
     missing = [name for name in wanted if not isinstance(state, Mapping) or name not in state]
     if missing:
