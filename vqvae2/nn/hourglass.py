@@ -25,7 +25,7 @@ _PATCH = 2  # side; the paper shortens by 4 in all
 def angles(height: int, width: int, head_width: int, device: torch.device) -> Tensor:
     """Axial rotary positions [H, W, e/2], in radians: half of each head turns by the row, half by the column.
 
-    Place p, from -1 to 1 along its axis, turns by p·f·π/2, for e/4 frequencies f evenly spaced from 1 to √N/2.
+    Place p, from -1 to 1 along its axis, turns by p·f·π/2, for e/4 frequencies f, evenly from 1 to √N/2.
     Departs from the authors' code, which turns by p·f·π: where all frequencies are whole numbers, as for
     32x32 and e = 64, the first and the last row are then alike. (Places that are centres would be worse: the
     angles then close to a circle, on which no position can be told from another.)
