@@ -5,7 +5,7 @@ import torch
 
 from tests.nn import reference_hourglass
 from vqvae2.nn import hourglass
-from vqvae2.nn.hourglass import Attention, Hourglass, angles, turned
+from vqvae2.nn.hourglass import Attention, Hourglass, angles, turned, waves
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # float64; the order of sums differs
 SIZES = {"width": 6, "heads": 3, "head_width": 8}
@@ -60,12 +60,15 @@ def test_angles_are_exact_whatever_the_default_precision():
 def test_turning_keeps_lengths_and_leaves_only_differences_of_angles():
     query, key = draw(3, 1, 8), draw(3, 1, 8).flip(0)
     for shift in (0.0, 0.7, -40.0):
-        first, second = (torch.tensor([[0.3, -2.0, 5.0, 1.0]]).double() + shift + by for by in (0.0, 0.4))
+        angle = torch.tensor([[0.3, -2.0, 5.0, 1.0]]).double() + shift
+        first, second = (waves(angle + by, torch.float64) for by in (0.0, 0.4))
         product = (turned(query, first) * turned(key, second)).sum(-1)
-        expected = (query * turned(key, torch.full((1, 4), 0.4, dtype=torch.float64))).sum(-1)
+        expected = (
+            query * turned(key, waves(torch.full((1, 4), 0.4, dtype=torch.float64), torch.float64))
+        ).sum(-1)
         torch.testing.assert_close(product, expected, **CLOSE)
         torch.testing.assert_close(turned(query, first).norm(dim=-1), query.norm(dim=-1), **CLOSE)
-    assert torch.equal(turned(query, torch.zeros(1, 4)), query)
+    assert torch.equal(turned(query, waves(torch.zeros(1, 4), torch.float64)), query)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -73,7 +76,8 @@ def test_attention_is_that_of_loops(masked):
     attention = redrawn(Attention(6, 3, 8))
     x, over, at, over_at = draw(2, 5, 6), draw(2, 4, 6).flip(1), draw(5, 4), 2 * draw(4, 4)
     seen = torch.tensor([True, False, True, True]) if masked else torch.ones(4, dtype=torch.bool)
-    found = attention(x, at, over, over_at, seen if masked else None)
+    there = seen if masked else None
+    found = attention(x, waves(at, x.dtype), over, waves(over_at, x.dtype), there)
     state = {f"it.{name}": value for name, value in attention.state_dict().items()}
     for image in range(2):
         queries = {(0, i): x[image, i] for i in range(5)}
@@ -87,10 +91,10 @@ def test_every_head_sees_positions():
     """Not the first alone: what each of them finds is another thing once the keys change places."""
     attention, heads = redrawn(Attention(6, 3, 8)), []
     attention.out.register_forward_pre_hook(lambda _, inputs: heads.append(inputs[0].unflatten(-1, (3, 8))))
-    x, at = draw(1, 12, 6), angles(3, 4, 8, CPU).flatten(0, 1)
+    x, at = draw(1, 12, 6), waves(angles(3, 4, 8, CPU).flatten(0, 1), torch.float64)
     attention(x, at, x, at, None)
-    attention(x, at, x, at.roll(1, 0), None)
-    attention(x, at.roll(1, 0), x, at, None)
+    attention(x, at, x, at.roll(1, 1), None)
+    attention(x, at.roll(1, 1), x, at, None)
     for moved in heads[1:]:
         assert ((moved - heads[0]).abs().amax((0, 1, 3)) > 1e-3).all()
 

@@ -114,7 +114,7 @@ def test_states_are_those_of_each_image_alone(name, keep):
         one_image(prior, how, above[0][i], labels[i], Noise(4, [20 + i], 1), kept[i]) for i in range(BATCH)
     ]
     rows = counted(prior)
-    states = DenoisingSampler(prior, how).states(above, labels, noise, kept)
+    states = list(DenoisingSampler(prior, how).states(above, labels, noise, kept))
     for number, state in enumerate(states):
         expected = [image[min(number, len(image) - 1)] for image in alone]
         assert torch.equal(state, torch.stack(expected))

@@ -124,6 +124,21 @@ class Tokenizer(Network):
         return height, width
 
 
+def divided(height: int, width: int, factors: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """The grids (h, w) of levels whose sides are those of an image divided by a factor each, the top first.
+
+    Raises:
+        ValueError: the size is not a multiple of the first factor, which all others divide.
+    """
+    if height % factors[0] or width % factors[0]:
+        into = "a grid" if len(factors) == 1 else f"the grids of {len(factors)} levels"
+        raise ValueError(
+            f"Images of {height}x{width} do not divide into {into}: "
+            f"height and width must be multiples of {factors[0]}."
+        )
+    return tuple((height // factor, width // factor) for factor in factors)
+
+
 class PriorShape(NamedTuple):
     """What the latents decide of the prior of a level; the keyword arguments of every `PriorNetwork`."""
 
@@ -141,9 +156,13 @@ class PriorNetwork(Network):
         grid: (h, w) of the level.
         num_codes: K of the level.
         num_classes: 0 for a prior without classes.
+        checkpoint_layers: whether training keeps only what goes from layer to layer, and computes the rest
+            again in the backward pass: the same gradients for a fraction of the memory and a third more work.
+            A network that cannot do so ignores it.
     """
 
     kind = "prior"
+    checkpoint_layers = False  # how it trains, not what it is: not among its options
     grid: tuple[int, int]
     num_codes: int
     num_classes: int

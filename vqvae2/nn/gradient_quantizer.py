@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqvae2.nn.checks import require
-from vqvae2.nn.precision import exact_float32_matmul, without_autocast
+from vqvae2.nn.precision import exact_float32_matmul, moving_only, without_autocast
 from vqvae2.nn.quantizer import nearest
 
 
@@ -46,8 +46,8 @@ class GradientQuantizer(nn.Module):
         self.codebook = nn.Parameter(torch.empty(num_codes, dim, dtype=torch.float32).uniform_(-bound, bound))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GradientQuantizer":
-        """Moves, but never narrows: codebooks stay float32 in a module that is turned to half precision."""
-        return super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), recurse)
+        """Moves, but never rounds: codebooks stay float32 in a module that is turned to half precision."""
+        return super()._apply(moving_only(fn), recurse)
 
     @torch.compiler.disable
     def forward(self, vectors: Tensor) -> GradientQuantized:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae2.nn.checks import require
-from vqvae2.nn.contracts import Tokenizer
+from vqvae2.nn.contracts import Tokenizer, divided
 from vqvae2.nn.quantizer import Quantized, VectorQuantizer
 
 LEVEL_NAMES = {1: ("top",), 2: ("top", "bottom"), 3: ("top", "mid", "bottom")}
@@ -115,10 +115,7 @@ class HierarchicalVQVAE(Tokenizer, architecture="vqvae2"):
     ) -> None:
         super().__init__()
         require(num_levels in LEVEL_NAMES, "num_levels", num_levels, f"one of {sorted(LEVEL_NAMES)}")
-        require(channels >= 1, "channels", channels, "at least 1")
-        require(hidden >= 2, "hidden", hidden, "at least 2")
-        require(residual >= 1, "residual", residual, "at least 1")
-        require(residual_blocks >= 0, "residual_blocks", residual_blocks, "0 or more")
+        check_widths(channels, hidden, residual, residual_blocks)
         require(0 <= level_dropout <= 1, "level_dropout", level_dropout, "0 to 1")
         if level_dropout and num_levels == 1:
             raise ValueError("level_dropout needs at least two levels: with one there is nothing to drop.")
@@ -171,14 +168,7 @@ class HierarchicalVQVAE(Tokenizer, architecture="vqvae2"):
         Raises:
             ValueError: the size is not a multiple of the coarsest level's factor.
         """
-        coarsest = self.factor * 2 ** (self.num_levels - 1)
-        if height % coarsest or width % coarsest:
-            raise ValueError(
-                f"Images of {height}x{width} do not divide into the grids of {self.num_levels} levels: "
-                f"height and width must be multiples of {coarsest}."
-            )
-        factors = [self.factor * 2**above for above in reversed(range(self.num_levels))]
-        return tuple((height // factor, width // factor) for factor in factors)
+        return divided(height, width, [self.factor * 2**above for above in reversed(range(self.num_levels))])
 
     def forward(self, images: Tensor) -> Reconstruction:
         """Encodes and decodes `images` [B, C, H, W] in [-1, 1] (algorithm 1)."""
@@ -250,6 +240,14 @@ class HierarchicalVQVAE(Tokenizer, architecture="vqvae2"):
         return [
             vector * ~(dropped & (level >= seen))[:, None, None, None] for level, vector in enumerate(vectors)
         ]
+
+
+def check_widths(channels: int, hidden: int, residual: int, residual_blocks: int) -> None:
+    """Raises ValueError if no `encoder` and `decoder` have these."""
+    require(channels >= 1, "channels", channels, "at least 1")
+    require(hidden >= 2, "hidden", hidden, "at least 2")
+    require(residual >= 1, "residual", residual, "at least 1")
+    require(residual_blocks >= 0, "residual_blocks", residual_blocks, "0 or more")
 
 
 def _log2(factor: int) -> int:

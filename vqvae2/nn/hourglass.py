@@ -38,9 +38,14 @@ def angles(height: int, width: int, head_width: int, device: torch.device) -> Te
     return torch.cat([row[:, None].expand(-1, width, -1), column[None].expand(height, -1, -1)], -1)
 
 
+def waves(at: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cosines and sines [2, ..., e/2] of angles [..., e/2], which turn what has those positions."""
+    return torch.stack([at.cos(), at.sin()]).to(dtype)
+
+
 def turned(x: Tensor, by: Tensor) -> Tensor:
-    """x [..., m, Q, e], its pairs of numbers (2i, 2i + 1) turned by angles [..., Q, e/2]; all heads alike."""
-    cos, sin = (part[..., None, :, :].to(x.dtype) for part in (by.cos(), by.sin()))
+    """x [..., m, Q, e], its pairs (2i, 2i + 1) turned by `waves` [2, ..., Q, e/2], all heads alike."""
+    cos, sin = by[..., None, :, :].to(x.dtype)  # under autocast, queries are rounded and waves are not
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1).flatten(-2)
 
@@ -66,9 +71,9 @@ class Attention(nn.Module):
         """
         Args:
             x: queries [..., Q, d].
-            at: their angles [..., Q, e/2].
+            at: their `waves` [2, ..., Q, e/2].
             over: keys and values [..., K, d].
-            over_at: their angles [..., K, e/2].
+            over_at: their `waves` [2, ..., K, e/2].
             seen: bool [..., K], which of them there are; None for all.
         """
         query = rearrange(self.query(self.norm(x)), "... q (m e) -> ... m q e", m=self.heads)
@@ -95,7 +100,7 @@ class Layer(nn.Module):
         )
 
     def forward(self, x: Tensor, at: Tensor, seen: Tensor | None) -> Tensor:
-        """x [B, N, d] at angles [N, e/2]; `seen` as of `Attention`."""
+        """x [B, N, d] with the `waves` [2, N, e/2] of its positions; `seen` as of `Attention`."""
         x = self.attention(x, at, x, at, seen)
         return x + self.dense(x)
 
@@ -144,10 +149,11 @@ class Hourglass(nn.Module):
         x = F.pad(x, (0, 0, 0, padded[1] - width, 0, padded[0] - height))
         seen = self._seen(height, width, padded, x.device)
         fine = angles(*padded, self.head_width, x.device)
-        coarse = angles(padded[0] // _PATCH, padded[1] // _PATCH, self.head_width, x.device).flatten(0, 1)
-        patches = _patches(fine[None])[0]  # [n, 4, e/2]
-        centres = patches.mean(1, keepdim=True)
-        flat, flat_seen = fine.flatten(0, 1), None if seen is None else seen.flatten()
+        half = angles(padded[0] // _PATCH, padded[1] // _PATCH, self.head_width, x.device)
+        parts = _patches(fine[None])[0]  # [n, 4, e/2]
+        flat, coarse = (waves(at.flatten(0, 1), x.dtype) for at in (fine, half))
+        patches, centres = (waves(at, x.dtype) for at in (parts, parts.mean(1, keepdim=True)))
+        flat_seen = None if seen is None else seen.flatten()
         patch_seen = None if seen is None else _patches(seen[None, :, :, None])[0, :, :, 0]
 
         x = _run(self.before, x.flatten(1, 2), flat, flat_seen, recompute).view(batch, *padded, -1)

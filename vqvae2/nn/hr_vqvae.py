@@ -12,9 +12,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vqvae2.nn.checks import require
-from vqvae2.nn.contracts import Tokenizer
-from vqvae2.nn.hierarchical import decoder, encoder
+from vqvae2.nn.contracts import Tokenizer, divided
+from vqvae2.nn.hierarchical import check_widths, decoder, encoder
 from vqvae2.nn.linked_quantizer import LinkedQuantizer
 
 
@@ -72,10 +71,7 @@ class HRVQVAE(Tokenizer, architecture="hr-vqvae"):
         revive_below: float = 0.0,
     ) -> None:
         super().__init__()
-        require(channels >= 1, "channels", channels, "at least 1")
-        require(hidden >= 2, "hidden", hidden, "at least 2")
-        require(residual >= 1, "residual", residual, "at least 1")
-        require(residual_blocks >= 0, "residual_blocks", residual_blocks, "0 or more")
+        check_widths(channels, hidden, residual, residual_blocks)
         self.channels = channels
         self.factor = factor
         widths = (hidden, residual, residual_blocks, factor)
@@ -118,12 +114,7 @@ class HRVQVAE(Tokenizer, architecture="hr-vqvae"):
         Raises:
             ValueError: the size is not a multiple of the factor.
         """
-        if height % self.factor or width % self.factor:
-            raise ValueError(
-                f"Images of {height}x{width} do not divide into a grid: "
-                f"height and width must be multiples of {self.factor}."
-            )
-        return ((height // self.factor, width // self.factor),)
+        return divided(height, width, [self.factor])
 
     def forward(self, images: Tensor) -> ResidualReconstruction:
         """Encodes and decodes `images` [B, C, H, W] in [-1, 1]."""

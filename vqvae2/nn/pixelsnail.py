@@ -49,13 +49,7 @@ class PixelSNAIL(PriorNetwork, architecture="pixelsnail"):
         heads: attention heads (unused without attention).
         conditioning_hidden: Z, width of the conditioning stack (unused by a top prior).
         conditioning_blocks: its residual blocks.
-
-    Attributes:
-        checkpoint_layers: whether training keeps only what goes from layer to layer, and computes the rest
-            again in the backward pass: the same gradients for a fraction of the memory and a third more work.
     """
-
-    checkpoint_layers = False
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vqvae2 import distributed
 from vqvae2.nn.checks import require
-from vqvae2.nn.precision import exact_float32_matmul, without_autocast
+from vqvae2.nn.precision import exact_float32_matmul, moving_only, without_autocast
 
 # How many distances exist at once: few enough for a processor's cache, or many enough to keep a GPU busy.
 # (Half as many take as long on an idle processor, but longer where its threads wait for other work.)
@@ -97,12 +97,7 @@ class Codebook(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Codebook":
         """Moves, but never rounds: codebooks stay float32 in a module that is turned to half precision."""
-
-        def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        return super()._apply(move, recurse)
+        return super()._apply(moving_only(fn), recurse)
 
     @torch.no_grad()
     def learn(

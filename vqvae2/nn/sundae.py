@@ -36,13 +36,7 @@ class SUNDAE(PriorNetwork, architecture="sundae"):
         dropout: see `Hourglass`.
         unroll: T, denoising steps that one training step unrolls.
         class_dropout: the share of images whose class is hidden in training, for guidance; 0 is the paper's.
-
-    Attributes:
-        checkpoint_layers: whether training keeps only what goes from layer to layer, and computes the rest
-            again in the backward pass.
     """
-
-    checkpoint_layers = False
 
     def __init__(
         self,
@@ -121,12 +115,10 @@ class SUNDAE(PriorNetwork, architecture="sundae"):
         if not self.training:
             generator = torch.Generator(codes.device).manual_seed(0)
         context = self.context(conditions, self._hide(labels), codes.shape[1:])
-        noisy = self._corrupt(codes, generator)
-        losses = []
-        for _ in range(self.unroll):
-            logits = self.logits(noisy, context)
-            losses.append(F.cross_entropy(logits.flatten(0, 2).float(), codes.flatten()))
-            noisy = _drawn(logits.detach(), generator)  # the last one is not used
+        steps = [self.logits(self._corrupt(codes, generator), context)]
+        for _ in range(self.unroll - 1):
+            steps.append(self.logits(_drawn(steps[-1].detach(), generator), context))
+        losses = [F.cross_entropy(logits.flatten(0, 2).float(), codes.flatten()) for logits in steps]
         return torch.stack(losses).mean()
 
     def loss(self, codes: Tensor, conditions: Sequence[Tensor], labels: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqvae2.nn.checks import require
-from vqvae2.nn.contracts import Tokenizer
+from vqvae2.nn.contracts import Tokenizer, divided
 from vqvae2.nn.gradient_quantizer import GradientQuantizer
 from vqvae2.nn.quantizer import VectorQuantizer
 
@@ -233,12 +233,7 @@ class VQGAN(Tokenizer, architecture="vqgan"):
         Raises:
             ValueError: the size is not a multiple of the factor.
         """
-        if height % self.factor or width % self.factor:
-            raise ValueError(
-                f"Images of {height}x{width} do not divide into a grid: "
-                f"height and width must be multiples of {self.factor}."
-            )
-        return ((height // self.factor, width // self.factor),)
+        return divided(height, width, [self.factor])
 
     def forward(self, images: Tensor) -> VQGANReconstruction:
         """Encodes and decodes `images` [B, C, H, W] in [-1, 1]."""

@@ -5,7 +5,7 @@ section 3.4, after Savinov et al., 2022.
 Shape legend: B batch, N = H·W positions, K codes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -42,35 +42,37 @@ class DenoisingSampler:
     @torch.inference_mode()
     def __call__(self, conditions: Sequence[Tensor], labels: Tensor, noise: Noise, kept: Tensor) -> Sampled:
         """See `LevelSampler`."""
-        return Sampled(self.states(conditions, labels, noise, kept)[-1], None)
+        *_, codes = self.states(conditions, labels, noise, kept)
+        return Sampled(codes, None)
 
     @torch.inference_mode()
     def states(
         self, conditions: Sequence[Tensor], labels: Tensor, noise: Noise, kept: Tensor
-    ) -> list[Tensor]:
+    ) -> Iterator[Tensor]:
         """The codes [B, H, W] at the start and after each step; arguments as of `LevelSampler`."""
         batch, height, width = kept.shape
         uniforms = noise.uniforms(height * width).to(kept.device)
         start = (uniforms * self.prior.num_codes).long().view_as(kept)
-        states = [torch.where(kept < 0, start, kept)]
+        state = torch.where(kept < 0, start, kept)
+        yield state
         logits = self._logits(conditions, labels, (height, width))
         going = (kept < 0).flatten(1).any(1).nonzero()[:, 0]  # rows of the batch that are not done
         sure = torch.ones(batch, height * width, dtype=torch.float64, device=kept.device)
         for step in range(self.steps.steps):
             if not len(going):
                 break
-            codes, free = states[-1][going], kept[going] < 0
+            codes, free = state[going], kept[going] < 0
             own = noise._replace(images=[noise.images[i] for i in going.tolist()], step=step)
             uniforms = own.uniforms(2 * height * width).to(kept.device)
             found = logits(step, going, codes).double()
             proposed = self._proposed(step, found, uniforms[:, : height * width]).view_as(codes)
             sure_of_free = sure[going].masked_fill(~free.flatten(1), torch.nan)
             taken = self._taken(step, uniforms[:, height * width :], sure_of_free).view_as(codes) & free
-            sure[going] = found.softmax(-1).amax(-1).flatten(1)
-            states.append(states[-1].clone())
-            states[-1][going] = torch.where(taken, proposed, codes)
+            if self.steps.argmax:
+                sure[going] = found.softmax(-1).amax(-1).flatten(1)
+            state = state.index_copy(0, going, torch.where(taken, proposed, codes))
+            yield state
             going = going[~self._done(step, codes, proposed, taken, free)]
-        return states
 
     def _logits(
         self, conditions: Sequence[Tensor], labels: Tensor, grid: tuple[int, int]

@@ -175,14 +175,9 @@ class NetworkModule(L.LightningModule):
         options = {"lr": 1.0, "betas": betas, "fused": None if plain else True}
         groups = []
         for part, rate in zip(self.trained, (1.0, helper_rate), strict=False):
-            parameters = list(part.parameters())
-            if weight_decay is None:
-                groups.append({"params": parameters, "lr": rate})
-                continue
-            matrices = [p for p in parameters if p.ndim > 1]
-            others = [p for p in parameters if p.ndim <= 1]
-            groups.append({"params": matrices, "weight_decay": weight_decay, "lr": rate})
-            groups.append({"params": others, "weight_decay": 0.0, "lr": rate})
+            whole = [{"params": list(part.parameters())}]
+            own = whole if weight_decay is None else decayed(part, weight_decay)
+            groups += [{**group, "lr": rate} for group in own]
         kind = torch.optim.Adam if weight_decay is None else torch.optim.AdamW
         adam = kind(groups, **options)
         adam.register_load_state_dict_post_hook(_lay_out_as_weights)
@@ -215,6 +210,15 @@ class NetworkModule(L.LightningModule):
             optimizer, lambda step: schedule.rate(step + 1, width=width, total_steps=total_steps)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def decayed(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """A module's weights as groups of an optimiser: matrices and kernels decay, biases and norms do not."""
+    parameters = list(module.parameters())
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
 
 
 def _lay_out_as_weights(optimizer: Optimizer) -> None:

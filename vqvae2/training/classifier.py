@@ -20,7 +20,7 @@ from vqvae2.nn.checks import require
 from vqvae2.nn.classifier import Classifier
 from vqvae2.pixels import from_uint8
 from vqvae2.storage.checkpoint import description, load_network
-from vqvae2.training.base import NetworkModule
+from vqvae2.training.base import NetworkModule, decayed
 from vqvae2.training.classification_report import (
     REPORT,
     accuracy_report,
@@ -88,11 +88,7 @@ class ClassifierModule(NetworkModule):
         return network
 
     def configure_optimizers(self) -> dict[str, Any]:
-        parameters = list(self.network.parameters())
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
+        groups = decayed(self.network, self.weight_decay)
         if self.optimizer == "sgd":
             optimizer = torch.optim.SGD(groups, lr=1.0, momentum=self.momentum, nesterov=self.momentum > 0)
         else:

@@ -16,7 +16,7 @@ class PathPriorModule(PriorModule):
         polyak: decay of the averaged weights, which are evaluated and sampled from.
         level: name of the grid that is modelled.
         compiled: see `NetworkModule`.
-        checkpoint_layers: see `PixelSNAIL`; for batches that do not fit otherwise.
+        checkpoint_layers: see `PriorNetwork`; for batches that do not fit otherwise.
         network: options of `PathPrior` beyond what the manifest says.
     """
 
@@ -30,12 +30,17 @@ class PathPriorModule(PriorModule):
         checkpoint_layers: bool = False,
         **network: Any,
     ) -> None:
-        super().__init__(level=level, schedule=schedule, polyak=polyak, compiled=compiled)
-        self.checkpoint_layers = checkpoint_layers
+        super().__init__(
+            level=level,
+            schedule=schedule,
+            polyak=polyak,
+            compiled=compiled,
+            checkpoint_layers=checkpoint_layers,
+        )
         self.options = network
 
     def make(self, shape: PriorShape) -> PathPrior:
-        prior = PathPrior(
+        return PathPrior(
             grid=shape.grid,
             num_codes=shape.num_codes,
             condition_grids=shape.condition_grids,
@@ -43,9 +48,6 @@ class PathPriorModule(PriorModule):
             num_classes=shape.num_classes,
             **self.options,
         )
-        for level in prior.levels:
-            level.checkpoint_layers = self.checkpoint_layers
-        return prior
 
     def configure_optimizers(self) -> dict[str, Any]:
         return self.scheduled(self.adam(), self.schedule, width=self.options["hidden"])

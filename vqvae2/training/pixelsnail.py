@@ -16,7 +16,7 @@ class PixelSNAILModule(PriorModule):
         schedule: learning rate of Adam.
         polyak: decay of the averaged weights, which are evaluated and sampled from.
         compiled: see `NetworkModule`.
-        checkpoint_layers: see `PixelSNAIL`; for batches that do not fit otherwise.
+        checkpoint_layers: see `PriorNetwork`; for batches that do not fit otherwise.
         network: options of `PixelSNAIL` that do not come from the manifest.
     """
 
@@ -30,12 +30,17 @@ class PixelSNAILModule(PriorModule):
         checkpoint_layers: bool = False,
         **network: Any,
     ) -> None:
-        super().__init__(level=level, schedule=schedule, polyak=polyak, compiled=compiled)
-        self.checkpoint_layers = checkpoint_layers
+        super().__init__(
+            level=level,
+            schedule=schedule,
+            polyak=polyak,
+            compiled=compiled,
+            checkpoint_layers=checkpoint_layers,
+        )
         self.options = network
 
     def make(self, shape: PriorShape) -> PixelSNAIL:
-        prior = PixelSNAIL(  # named one by one, so that the command line knows which options are left
+        return PixelSNAIL(  # named one by one, so that the command line knows which options are left
             grid=shape.grid,
             num_codes=shape.num_codes,
             condition_grids=shape.condition_grids,
@@ -44,8 +49,6 @@ class PixelSNAILModule(PriorModule):
             branch=0,  # codes that are nodes of a tree are `PathPrior`'s
             **self.options,
         )
-        prior.checkpoint_layers = self.checkpoint_layers  # how it trains, not what it is: not described
-        return prior
 
     def configure_optimizers(self) -> dict[str, Any]:
         return self.scheduled(self.adam(), self.schedule, width=self.options["hidden"])

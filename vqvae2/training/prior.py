@@ -25,14 +25,18 @@ class PriorModule(NetworkModule):
     Args:
         level: name of the level that is modelled.
         schedule: learning rate of the optimiser.
+        checkpoint_layers: see `PriorNetwork`; for batches that do not fit otherwise.
         options: of `NetworkModule`.
     """
 
     kind = "prior"
     options: dict[str, Any]  # of the network, beyond what the manifest says
 
-    def __init__(self, *, level: str, schedule: Schedule, **options: Any) -> None:
+    def __init__(
+        self, *, level: str, schedule: Schedule, checkpoint_layers: bool = False, **options: Any
+    ) -> None:
         super().__init__(**options)
+        self.checkpoint_layers = checkpoint_layers
         self.level = level
         self.schedule = schedule
         self.likelihood = Likelihood()
@@ -60,6 +64,9 @@ class PriorModule(NetworkModule):
             num_classes=spec.num_classes,
         )
         network = self.make(shape)
+        for part in network.modules():  # a prior may be made of several
+            if isinstance(part, PriorNetwork):
+                part.checkpoint_layers = self.checkpoint_layers
         options = {**shape._asdict(), **self.options}
         classes = list(composed(getattr(self.trainer.datamodule, "classes", ())))  # where they have names
         facts = {"level": self.level, "latents": spec.to_dict(), "classes": classes}

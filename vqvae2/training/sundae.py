@@ -19,7 +19,7 @@ class SUNDAEModule(PriorModule):
         level: name of the grid that is modelled.
         weight_decay: of matrices; not of biases and norms.
         compiled: see `NetworkModule`.
-        checkpoint_layers: see `SUNDAE`; for batches that do not fit otherwise.
+        checkpoint_layers: see `PriorNetwork`; for batches that do not fit otherwise.
         network: options of `SUNDAE` beyond what the manifest says.
     """
 
@@ -34,14 +34,19 @@ class SUNDAEModule(PriorModule):
         checkpoint_layers: bool = False,
         **network: Any,
     ) -> None:
-        super().__init__(level=level, schedule=schedule, polyak=polyak, compiled=compiled)
+        super().__init__(
+            level=level,
+            schedule=schedule,
+            polyak=polyak,
+            compiled=compiled,
+            checkpoint_layers=checkpoint_layers,
+        )
         require(0 <= weight_decay < math.inf, "weight_decay", weight_decay, "a finite number, 0 or more")
         self.weight_decay = weight_decay
-        self.checkpoint_layers = checkpoint_layers
         self.options = network
 
     def make(self, shape: PriorShape) -> SUNDAE:
-        prior = SUNDAE(
+        return SUNDAE(
             grid=shape.grid,
             num_codes=shape.num_codes,
             condition_grids=shape.condition_grids,
@@ -49,8 +54,6 @@ class SUNDAEModule(PriorModule):
             num_classes=shape.num_classes,
             **self.options,
         )
-        prior.checkpoint_layers = self.checkpoint_layers
-        return prior
 
     def configure_optimizers(self) -> dict[str, Any]:
         return self.scheduled(self.adam(self.weight_decay), self.schedule, width=self.options["width"])
