@@ -2,6 +2,7 @@
 
 Sources: LPIPS, Zhang et al. (2018), "The unreasonable effectiveness of deep features as a perceptual metric",
 equation 1, version 0.1; a classifier in its place: Weber et al. (2024), "MaskBit", section 3 (VQGAN+).
+By hand, for torchmetrics' LPIPS downloads its trunk and takes no file; a test holds the two together.
 
 Shape legend: B batch, C channels, H W image.
 """
