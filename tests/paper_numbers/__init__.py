@@ -1,6 +1,6 @@
 """The papers' numbers, table by table, and those numbers of the paper-size configs that are ours.
 
-Copied from the papers, not from the configs: `test_paper_numbers.py` holds the configs against these pages, and
+Copied from the papers, not from the configs: `test_paper_numbers.py` holds the configs against them, and
 `experiments/paper.py` and the README's column too. A new number in such a config needs a row here. What a
 recipe has from the one that it is made from needs none, except in the fits of autoencoders and priors.
 
