@@ -19,13 +19,9 @@ def experiment(monkeypatch):
 
 
 @pytest.fixture
-def report(experiment):
-    return experiment("report")
-
-
-@pytest.fixture
-def made(report, monkeypatch, capsys):
+def made(experiment, monkeypatch, capsys):
     """Makes the report of a run, as the command line does: the page read, and what was printed."""
+    report = experiment("report")
 
     def make(run: Path, *arguments: str):
         monkeypatch.setattr(sys, "argv", ["report.py", str(run), *arguments])

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import sys
 
 import pytest
 
@@ -90,8 +89,8 @@ def test_figures_of_the_run_stand_beside_the_papers(made, tmp_path):
     assert cell(table, "NLL of all levels", "paper, validation") == "25,425*"
 
 
-def test_the_papers_figures_are_those_that_it_prints(report):
-    paper = sys.modules["paper"]
+def test_the_papers_figures_are_those_that_it_prints(experiment):
+    paper = experiment("paper")
     assert [(row.train, row.validation) for row in paper.TABLE_1] == [
         (3.40, 3.41),
         (3.45, 3.45),
