@@ -7,25 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from tests import toy_families
-from tests.fit_runs import QUIET, STEPS
-from vqvae2.cli.suite import main as cli
+from tests.command_jobs import CONSTANT, STACK, lightning, named
 from vqvae2.nn.contracts import network_class
 from vqvae2.sampling.draw import level_sampler
 from vqvae2.storage.checkpoint import load_network, save_network
 
 TOY = "tests.toy_families"
 PRIOR = {"hidden": 8, "residual": 8, "layers": 1, "attention_layers": 0, "kernel": 3, "dropout": 0.0}
-STACK = {"output_layers": 0, "conditioning_hidden": 8, "conditioning_blocks": 2}
-CONSTANT = {"class_path": "Constant", "init_args": {"learning_rate": 0.01}}
-SUMMARY = {"accelerator": "cpu", "devices": 1, "logger": False, **QUIET}
-
-
-def named(class_path: str, **options) -> dict:
-    return {"class_path": class_path, "init_args": options}
 
 
 def draw_images(folder: Path) -> None:
@@ -42,10 +33,8 @@ def all_jobs(folder: Path, image_size: int | list[int]) -> list[tuple]:
     pictures, codes = str(folder / "images"), str(folder / "latents")
     vqvae, top, bottom = (str(folder / name / "last.ckpt") for name in ("vqvae", "top", "bottom"))
     of_images = {"train": pictures, "image_size": image_size, "channels": 1, "batch_size": 4, "holdout": 0.25}
-    images, latents = (
-        named("ImageDataModule", **of_images),
-        named("LatentDataModule", latents=codes, batch_size=4),
-    )
+    images = named("ImageDataModule", **of_images)
+    latents = named("LatentDataModule", latents=codes, batch_size=4)
     chain = {"autoencoder": vqvae, "priors": [top, bottom]}
     sample, writer = named("SampleModule", **chain), named("SampleWriter")
     preview = named("SampleGrid", autoencoder=vqvae)
@@ -74,11 +63,7 @@ def run(request, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("family")
     draw_images(folder / "images")
     for verb, name, model, data, callbacks in all_jobs(folder, request.param):
-        trainer = {**SUMMARY, **(STEPS if verb == "fit" else {}), "callbacks": callbacks}
-        trainer["default_root_dir"] = str(folder / name)
-        config = folder / f"{name}.yaml"
-        config.write_text(yaml.safe_dump({"trainer": trainer, "model": model, "data": data}))
-        cli([verb, "-c", str(config)])
+        lightning(verb, folder, name, model, data, *callbacks)
     return folder
 
 
