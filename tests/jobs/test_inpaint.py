@@ -139,6 +139,14 @@ def test_the_picture_shows_original_mask_reconstruction_and_results(chain, tmp_p
     assert sorted(manifest["request"]["pictures"]) == [f"{name}.png" for name in NAMES]
 
 
+def test_pictures_come_in_an_order_that_asking_for_more_does_not_change(tmp_path):
+    draw_pictures(tmp_path / "pictures")
+    names = requests(tmp_path, mask=BLOCK).names
+    assert len({*names}) == len(NAMES)
+    assert names != sorted(names)  # the first few are not all of one class
+    assert requests(tmp_path, mask=BLOCK, num_pictures=3).names == names[:3]
+
+
 def test_what_is_held_out_is_what_training_holds_out(chain, tmp_path):
     _, autoencoder, priors = chain
     part = {"holdout": 0.5, "holdout_seed": 3}

@@ -210,9 +210,10 @@ def test_half_precision_ends_in_float32():
     inputs = torch.randint(9, (2, 2, 4)), [], torch.tensor([0, 2])
     expected = prior.nll(*inputs)
     with torch.autocast("cpu", torch.bfloat16):
-        found = prior.nll(*inputs)
-    assert found.dtype == torch.float32
-    assert 0 < (found - expected).abs().max() < 0.05 * F.relu(expected).max()
+        autocast = prior.nll(*inputs)
+    for found in (autocast, prior.bfloat16().nll(*inputs)):
+        assert found.dtype == torch.float32
+        assert 0 < (found - expected).abs().max() < 0.05 * F.relu(expected).max()
 
 
 @pytest.mark.parametrize(
