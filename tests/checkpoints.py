@@ -37,23 +37,27 @@ def latent_spec(autoencoder: HierarchicalVQVAE, num_classes: int) -> LatentSpec:
     return LatentSpec(levels, num_classes, fingerprint(autoencoder))
 
 
-def save_prior(path: Path, spec: LatentSpec, index: int, **facts) -> str:
+def save_prior_of(network: type, path: Path, spec: LatentSpec, index: int, options: dict, **facts) -> str:
+    """A prior of a level under those above it, with logits that are not all zero."""
     *above, here = spec.levels[: index + 1]
-    options = {
-        **PRIOR,
+    shape = {
         "grid": [here.height, here.width],
         "num_codes": here.num_codes,
         "condition_grids": [[level.height, level.width] for level in above],
         "condition_codes": [level.num_codes for level in above],
         "num_classes": spec.num_classes,
-        "output_layers": 1,
     }
-    if above:
-        options |= {"conditioning_hidden": 8, "conditioning_blocks": 2}
-    prior = PixelSNAIL(**options)
-    torch.nn.init.normal_(prior.to_logits.weight)
+    options = {**shape, **options}
+    prior = network(**options)
+    for part in getattr(prior, "levels", [prior]):
+        torch.nn.init.normal_(part.to_logits.weight)
     description = {"level": here.name, "latents": spec.to_dict(), **facts}
     return save(path, prior, kind="prior", network=options, **description)
+
+
+def save_prior(path: Path, spec: LatentSpec, index: int, **facts) -> str:
+    stack = {"conditioning_hidden": 8, "conditioning_blocks": 2} if index else {}
+    return save_prior_of(PixelSNAIL, path, spec, index, {**PRIOR, "output_layers": 1, **stack}, **facts)
 
 
 def save_chain(

@@ -7,94 +7,63 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from tests import toy_families
-from tests.fit_runs import QUIET, STEPS
-from vqvae2.cli.suite import main as cli
+from tests.command_jobs import CONSTANT, STACK, lightning, named
 from vqvae2.nn.contracts import network_class
 from vqvae2.sampling.draw import level_sampler
 from vqvae2.storage.checkpoint import load_network, save_network
 
 TOY = "tests.toy_families"
 PRIOR = {"hidden": 8, "residual": 8, "layers": 1, "attention_layers": 0, "kernel": 3, "dropout": 0.0}
-STACK = {"output_layers": 0, "conditioning_hidden": 8, "conditioning_blocks": 2}
-CONSTANT = {"class_path": "Constant", "init_args": {"learning_rate": 0.01}}
-SUMMARY = {"accelerator": "cpu", "devices": 1, "logger": False, **QUIET}
 
 
-def lightning(verb: str, folder: Path, name: str, model: dict, data: dict, *callbacks: dict) -> Path:
-    """Runs a job whose folder is `folder/name`."""
-    steps = STEPS if verb == "fit" else {}
-    trainer = {**SUMMARY, **steps, "default_root_dir": str(folder / name), "callbacks": list(callbacks)}
-    config = folder / f"{name}.yaml"
-    config.write_text(yaml.safe_dump({"trainer": trainer, "model": model, "data": data}))
-    cli([verb, "-c", str(config)])
-    return folder / name
+def draw_images(folder: Path) -> None:
+    """24 of noise, in two classes."""
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 32), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        path = folder / f"{'ab'[i % 2]}/{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+
+
+def all_jobs(folder: Path, image_size: int | list[int]) -> list[tuple]:
+    """In their order: verb, name, model, data and callbacks; each job's folder is `folder/name`."""
+    pictures, codes = str(folder / "images"), str(folder / "latents")
+    vqvae, top, bottom = (str(folder / name / "last.ckpt") for name in ("vqvae", "top", "bottom"))
+    of_images = {"train": pictures, "image_size": image_size, "channels": 1, "batch_size": 4, "holdout": 0.25}
+    images = named("ImageDataModule", **of_images)
+    latents = named("LatentDataModule", latents=codes, batch_size=4)
+    chain = {"autoencoder": vqvae, "priors": [top, bottom]}
+    sample, writer = named("SampleModule", **chain), named("SampleWriter")
+    preview = named("SampleGrid", autoencoder=vqvae)
+    histogram = named(f"{TOY}.HistogramModule", level="top")
+    below = named("ConditionalPriorModule", level="bottom", schedule=CONSTANT, polyak=0.5, **PRIOR, **STACK)
+    requests = named("SampleRequests", per_class=3, batch_size=2)
+    prompts = named("PromptRequests", prompts=codes, num_prompts=2, per_prompt=2, rows=0.5, batch_size=4)
+    inpaint = named("InpaintRequests", pictures=pictures, mask={"shape": "block"}, batch_size=4, fit="pad")
+    evaluated = named("EvaluationDataModule", **of_images, latents=codes)
+    watch = [named("ReconstructionGrid"), named("Health")]
+    return [
+        ("fit", "vqvae", named(f"{TOY}.BlockMeansModule"), images, watch),
+        ("predict", "latents", named("EncodeModule", checkpoint=vqvae), images, [named("LatentWriter")]),
+        ("fit", "top", histogram, latents, [preview]),
+        ("fit", "bottom", below, latents, [preview]),
+        ("predict", "samples", sample, requests, [writer]),
+        ("predict", "complete", sample, prompts, [writer]),
+        ("predict", "inpaint", sample, inpaint, [writer]),
+        ("test", "eval", named("EvaluationModule", **chain), evaluated, []),
+    ]
 
 
 @pytest.fixture(scope="module", params=[32, [32, 64]], ids=str)
 def run(request, tmp_path_factory) -> Path:
     """A toy tokenizer, a toy prior above and the suite's own below; samples, completions, figures."""
     folder = tmp_path_factory.mktemp("family")
-    pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 32), dtype=np.uint8)
-    for i, image in enumerate(pixels):
-        path = folder / f"images/{'ab'[i % 2]}/{i:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(path)
-    size = {"image_size": request.param, "channels": 1, "batch_size": 4, "holdout": 0.25}
-    images = {"class_path": "ImageDataModule", "init_args": {"train": str(folder / "images"), **size}}
-    latents = {
-        "class_path": "LatentDataModule",
-        "init_args": {"latents": str(folder / "latents"), "batch_size": 4},
-    }
-    vqvae, top, bottom = (str(folder / name / "last.ckpt") for name in ("vqvae", "top", "bottom"))
-    tokenizer = {"class_path": f"{TOY}.BlockMeansModule"}
-    lightning(
-        "fit",
-        folder,
-        "vqvae",
-        tokenizer,
-        images,
-        {"class_path": "ReconstructionGrid"},
-        {"class_path": "Health"},
-    )
-    encode = {"class_path": "EncodeModule", "init_args": {"checkpoint": vqvae}}
-    lightning("predict", folder, "latents", encode, images, {"class_path": "LatentWriter"})
-    preview = {"class_path": "SampleGrid", "init_args": {"autoencoder": vqvae}}
-    histogram = {"class_path": f"{TOY}.HistogramModule", "init_args": {"level": "top"}}
-    lightning("fit", folder, "top", histogram, latents, preview)
-    options = {"level": "bottom", "schedule": CONSTANT, "polyak": 0.5, **PRIOR, **STACK}
-    lightning(
-        "fit",
-        folder,
-        "bottom",
-        {"class_path": "ConditionalPriorModule", "init_args": options},
-        latents,
-        preview,
-    )
-    chain = {"autoencoder": vqvae, "priors": [top, bottom]}
-    sample, writer = {"class_path": "SampleModule", "init_args": chain}, {"class_path": "SampleWriter"}
-    requests = {"class_path": "SampleRequests", "init_args": {"per_class": 3, "batch_size": 2}}
-    lightning("predict", folder, "samples", sample, requests, writer)
-    prompts = {
-        "prompts": str(folder / "latents"),
-        "num_prompts": 2,
-        "per_prompt": 2,
-        "rows": 0.5,
-        "batch_size": 4,
-    }
-    lightning(
-        "predict", folder, "complete", sample, {"class_path": "PromptRequests", "init_args": prompts}, writer
-    )
-    inpaint = {"pictures": str(folder / "images"), "mask": {"shape": "block"}, "batch_size": 4, "fit": "pad"}
-    lightning(
-        "predict", folder, "inpaint", sample, {"class_path": "InpaintRequests", "init_args": inpaint}, writer
-    )
-    evaluated = {**images["init_args"], "latents": str(folder / "latents")}
-    data = {"class_path": "EvaluationDataModule", "init_args": evaluated}
-    lightning("test", folder, "eval", {"class_path": "EvaluationModule", "init_args": chain}, data)
+    draw_images(folder / "images")
+    for verb, name, model, data, callbacks in all_jobs(folder, request.param):
+        lightning(verb, folder, name, model, data, *callbacks)
     return folder
 
 

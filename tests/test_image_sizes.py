@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from tests.checkpoints import PRIOR
-from tests.test_families import CONSTANT, STACK, lightning
+from tests.command_jobs import CONSTANT, STACK, lightning, named
 from tests.training.training_run import NETWORK
 from vqvae2.cli.suite import main as cli
 from vqvae2.data.latents import read_manifest
@@ -39,10 +39,6 @@ def write_images(folder: Path) -> None:
         Image.fromarray(image).save(path)
 
 
-def job(name: str, **options) -> dict:
-    return {"class_path": name, "init_args": options}
-
-
 def failure(capsys, verb: str, config: Path, *args: str) -> str:
     """The one line that a command ends with."""
     capsys.readouterr()
@@ -62,38 +58,42 @@ def run(tmp_path_factory) -> Path:
     write_images(folder)
     where = {"train": str(folder / "train"), "val": str(folder / "val")}
     images = {**where, "image_size": SIZE, "batch_size": 4, "cache": True}
-    data, latents = job("ImageDataModule", **images), str(folder / "latents")
+    data, latents = named("ImageDataModule", **images), str(folder / "latents")
     vqvae, classifier, *priors = (
         str(folder / name / "last.ckpt") for name in ("vqvae", "classifier", "top", "bottom")
     )
-    autoencoder = job("AutoencoderModule", beta=0.25, **FITS, **NETWORK)
-    lightning("fit", folder, "vqvae", autoencoder, data, job("ReconstructionGrid"))
-    small = job("ClassifierModule", widths=[4, 8], blocks=1, **FITS)
+    autoencoder = named("AutoencoderModule", beta=0.25, **FITS, **NETWORK)
+    lightning("fit", folder, "vqvae", autoencoder, data, named("ReconstructionGrid"))
+    small = named("ClassifierModule", widths=[4, 8], blocks=1, **FITS)
     lightning("fit", folder, "classifier", small, data)
-    lightning("predict", folder, "latents", job("EncodeModule", checkpoint=vqvae), data, job("LatentWriter"))
-    codes, preview = (
-        job("LatentDataModule", latents=latents, batch_size=4),
-        job("SampleGrid", autoencoder=vqvae),
+    lightning(
+        "predict", folder, "latents", named("EncodeModule", checkpoint=vqvae), data, named("LatentWriter")
     )
-    top = job("TopPriorModule", output_layers=0, **FITS, **PRIOR)
+    codes, preview = (
+        named("LatentDataModule", latents=latents, batch_size=4),
+        named("SampleGrid", autoencoder=vqvae),
+    )
+    top = named("TopPriorModule", output_layers=0, **FITS, **PRIOR)
     lightning("fit", folder, "top", top, codes, preview)
-    bottom = job("ConditionalPriorModule", level="bottom", **FITS, **PRIOR, **STACK)
+    bottom = named("ConditionalPriorModule", level="bottom", **FITS, **PRIOR, **STACK)
     lightning("fit", folder, "bottom", bottom, codes, preview)
     chain = {"autoencoder": vqvae, "priors": priors}
-    sample, writer = job("SampleModule", rejection_classifier=classifier, **chain), job("SampleWriter")
-    lightning("predict", folder, "samples", sample, job("SampleRequests", per_class=4, batch_size=4), writer)
+    sample, writer = named("SampleModule", rejection_classifier=classifier, **chain), named("SampleWriter")
+    lightning(
+        "predict", folder, "samples", sample, named("SampleRequests", per_class=4, batch_size=4), writer
+    )
     lightning("predict", folder, "complete", sample, prompts(folder), writer)
-    evaluated = job("EvaluationDataModule", samples=str(folder / "samples"), latents=latents, **images)
+    evaluated = named("EvaluationDataModule", samples=str(folder / "samples"), latents=latents, **images)
     features = {"features": "classifier", "weights": classifier, "splits": 2, "queries": 2, "nearest": 2}
-    lightning("test", folder, "eval", job("EvaluationModule", **features, **chain), evaluated)
-    with_autoencoder = job("ClassifierModule", autoencoder=vqvae, **small["init_args"])
+    lightning("test", folder, "eval", named("EvaluationModule", **features, **chain), evaluated)
+    with_autoencoder = named("ClassifierModule", autoencoder=vqvae, **small["init_args"])
     lightning("test", folder, "classifier", with_autoencoder, data)
     return folder
 
 
 def prompts(folder: Path) -> dict:
     asked = {"num_prompts": 2, "per_prompt": 2, "rows": 0.5, "batch_size": 4}
-    return job("PromptRequests", prompts=str(folder / "latents"), **asked)
+    return named("PromptRequests", prompts=str(folder / "latents"), **asked)
 
 
 def pictures(folder: Path) -> list[Image.Image]:

@@ -11,7 +11,7 @@ import yaml
 
 from tests.checkpoints import latent_spec, save_autoencoder
 from tests.experiments.fake_run import evaluation, legend, make_run, write_json
-from tests.experiments.test_report import DASH, Page, close
+from tests.experiments.report_page import DASH, Page, close
 from vqvae2.data.latents import Manifest, write_manifest
 from vqvae2.runs.loggers import MetricsFile
 from vqvae2.storage.shards import Shard

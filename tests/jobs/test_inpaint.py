@@ -8,7 +8,7 @@ import torch
 import yaml
 from PIL import Image
 
-from tests.checkpoints import PRIOR, latent_spec, save, save_autoencoder, save_chain
+from tests.checkpoints import PRIOR, latent_spec, save_autoencoder, save_chain, save_prior_of
 from tests.fit_runs import QUIET
 from tests.inpaint_job import (
     BLOCK,
@@ -58,11 +58,9 @@ def test_a_prior_of_paths_repaints(tmp_path):
     pictures, masks = draw_pictures(tmp_path / "pictures"), draw_masks(tmp_path / "masks")
     autoencoder, network = save_autoencoder(tmp_path / "autoencoder.ckpt", num_levels=1)
     spec = latent_spec(network, 3)
-    shape = {"grid": [8, 8], "num_codes": 16, "condition_grids": [], "condition_codes": [], "num_classes": 3}
     below = {"output_layers": 1, "conditioning_hidden": 8, "conditioning_blocks": 2}
-    options = {**PRIOR, **shape, **below, "depth": 2}
-    facts = {"kind": "prior", "architecture": "path", "level": "top", "latents": spec.to_dict()}
-    prior = save(tmp_path / "path.ckpt", PathPrior(**options), network=options, **facts)
+    options = {**PRIOR, **below, "depth": 2}
+    prior = save_prior_of(PathPrior, tmp_path / "path.ckpt", spec, 0, options, architecture="path")
     check_results(
         sample(tmp_path / "s", autoencoder, [prior], data=requests(tmp_path)), network, pictures, masks
     )
@@ -139,6 +137,14 @@ def test_the_picture_shows_original_mask_reconstruction_and_results(chain, tmp_p
             assert np.array_equal(tiles[3 + i], picture_of(found[2 * row + i]))
     manifest = json.loads((folder / "manifest.json").read_text())
     assert sorted(manifest["request"]["pictures"]) == [f"{name}.png" for name in NAMES]
+
+
+def test_pictures_come_in_an_order_that_asking_for_more_does_not_change(tmp_path):
+    draw_pictures(tmp_path / "pictures")
+    names = requests(tmp_path, mask=BLOCK).names
+    assert len({*names}) == len(NAMES)
+    assert names != sorted(names)  # the first few are not all of one class
+    assert requests(tmp_path, mask=BLOCK, num_pictures=3).names == names[:3]
 
 
 def test_what_is_held_out_is_what_training_holds_out(chain, tmp_path):

@@ -15,6 +15,8 @@ from tests.inpaint_job import (
     write,
 )
 from tests.sample_job import read, sample
+from vqvae2.data.sources import open_source
+from vqvae2.jobs.masked_pictures import MaskedPictures
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ def chain(tmp_path):
     return save_chain(tmp_path, classes=["cat", "dog", "owl"])
 
 
-@pytest.mark.parametrize("changed", ["masks", "pictures", "keep_pixels", "per_picture", "mask"])
+@pytest.mark.parametrize("changed", ["masks", "pictures", "keep_pixels", "per_picture", "mask", "fit"])
 def test_other_masks_or_pictures_in_the_same_folder_are_refused(chain, tmp_path, changed):
     _, autoencoder, priors = chain
     sample(tmp_path / "s", autoencoder, priors, data=requests(tmp_path))
@@ -33,6 +35,7 @@ def test_other_masks_or_pictures_in_the_same_folder_are_refused(chain, tmp_path,
         "keep_pixels": {"keep_pixels": True},
         "per_picture": {"per_picture": 3},
         "mask": {"mask": BLOCK},
+        "fit": {"fit": "pad"},
     }
     if changed == "masks":
         draw_masks(tmp_path / "masks", seed=2)
@@ -41,6 +44,17 @@ def test_other_masks_or_pictures_in_the_same_folder_are_refused(chain, tmp_path,
     name = "masks" if changed == "mask" else changed
     with pytest.raises(ValueError, match=rf"belongs to another job: its inpaint\.{name}"):
         sample(tmp_path / "s", autoencoder, priors, data=requests(tmp_path, **options.get(changed, {})))
+
+
+def test_pictures_of_other_labels_are_another_job(tmp_path):
+    """Names alone do not say it: labels of tars are in fields."""
+    draw_pictures(tmp_path / "pictures")
+    source = open_source(str(tmp_path / "pictures"))
+    before = MaskedPictures(source, BLOCK, "crop").identity()
+    assert MaskedPictures(source, BLOCK, "crop").identity() == before
+    source.labels = source.labels[::-1].copy()
+    after = MaskedPictures(source, BLOCK, "crop").identity()
+    assert [name for name in before if before[name] != after[name]] == ["names_and_labels"]
 
 
 SPECKS = np.tile(np.eye(2, dtype=np.uint8) * 255, (8, 8))

@@ -12,13 +12,13 @@ import torch
 import yaml
 from PIL import Image
 
-from tests.checkpoints import latent_spec, save, save_autoencoder, save_prior
+from tests.checkpoints import latent_spec, save_autoencoder, save_prior, save_prior_of
 from tests.fit_runs import QUIET
 from tests.killed import survives_rename
 from tests.sample_job import files, read, sample
 from vqvae2.cli.suite import main as cli
 from vqvae2.data.latent_shards import write_shard
-from vqvae2.data.latents import LatentSpec, Manifest, write_manifest
+from vqvae2.data.latents import Manifest, write_manifest
 from vqvae2.jobs.prompts import PromptRequests
 from vqvae2.jobs.sample import SampleModule
 from vqvae2.nn.sundae import SUNDAE
@@ -33,30 +33,12 @@ FEW_PLAIN |= {"min_steps": 2, "guidance": 0.0, "argmax": False}
 KINDS = ["sundae, pixelsnail", "pixelsnail, sundae", "sundae, sundae"]
 
 
-def save_sundae(path: Path, spec: LatentSpec, index: int, **changes) -> str:
-    """As `save_prior`."""
-    *above, here = spec.levels[: index + 1]
-    options = {
-        **SIZES,
-        "grid": [here.height, here.width],
-        "num_codes": here.num_codes,
-        "condition_grids": [[level.height, level.width] for level in above],
-        "condition_codes": [level.num_codes for level in above],
-        "num_classes": spec.num_classes,
-        **changes,
-    }
-    prior = SUNDAE(**options)
-    torch.nn.init.normal_(prior.to_logits.weight)
-    description = {"level": here.name, "latents": spec.to_dict(), "architecture": "sundae"}
-    return save(path, prior, kind="prior", network=options, **description)
-
-
 def save_chain(folder: Path, kinds: str = "sundae, pixelsnail", **changes):
     """The autoencoder, its checkpoint and the priors'; beside them a folder of latents."""
     checkpoint, network = save_autoencoder(folder / "autoencoder.ckpt")
     spec = latent_spec(network, 3)
     priors = [
-        save_sundae(folder / f"{i}.ckpt", spec, i, **changes)
+        save_prior_of(SUNDAE, folder / f"{i}.ckpt", spec, i, {**SIZES, **changes}, architecture="sundae")
         if kind == "sundae"
         else save_prior(folder / f"{i}.ckpt", spec, i, architecture="pixelsnail")
         for i, kind in enumerate(kinds.split(", "))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.metrics import brute_force
+from tests.precision import tf32, watched
 from vqvae2.metrics import neighbours
 from vqvae2.metrics.neighbours import Neighbours, Pairs, blocks, squared_distances_to_neighbours
 
@@ -132,26 +133,12 @@ def test_few_of_a_million_pairs_are_computed_singly(features, num_float64, work)
 
 
 def test_precision_outside_is_neither_used_nor_lost(monkeypatch):
-    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
-    before = [backend.fp32_precision for backend in backends]
-    addmm, seen = torch.Tensor.addmm_, []
-
-    def watched(*arguments, **options):
-        seen.extend(backend.fp32_precision for backend in backends)
-        return addmm(*arguments, **options)
-
-    monkeypatch.setattr(torch.Tensor, "addmm_", watched)
+    seen = []
+    monkeypatch.setattr(torch.Tensor, "addmm_", watched(torch.Tensor.addmm_, seen))
     features = normal(300, 64)
     expected = squared_distances_to_neighbours(features, 3)
-    try:
-        for backend in backends:
-            backend.fp32_precision = "tf32"
-        with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(squared_distances_to_neighbours(features, 3), expected)
-        assert [backend.fp32_precision for backend in backends] == ["tf32", "tf32"]
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+    with tf32(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(squared_distances_to_neighbours(features, 3), expected)
     assert set(seen) == {"ieee"}
 
 

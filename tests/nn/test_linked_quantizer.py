@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.nn.linked_reference import Reference, leaf_of, make, path, rows_of, tables_of
+from tests.precision import assert_autocast_changes_nothing, tf32, watched
 from tests.ranks import run_ranks
 from vqvae2.nn import linked_quantizer as implementation
 from vqvae2.nn.linked_quantizer import Level
@@ -224,37 +225,16 @@ def test_distances_are_float32_under_autocast(precision, way, monkeypatch):
     monkeypatch.setattr(Level, "search_for", lambda level, _: getattr(level, way))
     torch.manual_seed(0)
     quantizer = make(branch=8, dim=64)
-    z = torch.randn(1, 64, 16, 16)
-    expected = quantizer(z)
-    with torch.autocast("cpu", precision):
-        out = quantizer(z)
-        assert torch.equal(quantizer.encode(z), expected.codes)
-    assert torch.equal(out.codes, expected.codes)
-    assert torch.equal(out.vectors, expected.vectors)
-    assert out.vectors.dtype == out.statistics.dtype == out.commitment.dtype == torch.float32
+    assert_autocast_changes_nothing(quantizer, torch.randn(1, 64, 16, 16), precision)
 
 
 def test_reduced_precision_products_are_off_on_every_level(monkeypatch):
-    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
-    before = [backend.fp32_precision for backend in backends]
     seen = []
-    search = Level.nearest
-
-    def spy(*args):
-        seen.extend(backend.fp32_precision for backend in backends)
-        return search(*args)
-
-    monkeypatch.setattr(Level, "nearest", spy)
-    try:
-        for backend in backends:
-            backend.fp32_precision = "tf32"
+    monkeypatch.setattr(Level, "nearest", watched(Level.nearest, seen))
+    with tf32():
         make()(torch.randn(1, 5, 2, 2))
         make().encode(torch.randn(1, 5, 2, 2))
-        assert seen == ["ieee"] * 12
-        assert [backend.fp32_precision for backend in backends] == ["tf32", "tf32"]
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+    assert seen == ["ieee"] * 12
 
 
 @pytest.mark.parametrize("changes", [{}, {"init": "data"}, {"revive_below": 0.5}, {"linked": False}])

@@ -6,13 +6,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.nn import ends
 from vqvae2.nn.batch_norm import BatchNorm
 from vqvae2.nn.classifier import Classifier
 from vqvae2.nn.hierarchical import HierarchicalVQVAE
 from vqvae2.nn.pixelsnail import PixelSNAIL
 from vqvae2.nn.quantizer import VectorQuantizer, update_codebooks
-from vqvae2.sampling.ancestral import AncestralSampler
-from vqvae2.sampling.draw import Draw, Noise
 
 QUANTIZER = {"num_codes": 20, "dim": 5, "decay": 0.99, "eps": 1e-5, "init": "normal", "revive_below": 0.0}
 AUTOENCODER = {"channels": 3, "num_levels": 2, "factor": 4, "hidden": 8, "residual": 4, "residual_blocks": 1}
@@ -30,14 +29,7 @@ CLASSIFIER = {"num_classes": 2, "channels": 1, "widths": [4, 8], "blocks": 1}
     [
         {"num_codes": 1},
         {"num_codes": 1, "dim": 1, "init": "data"},
-        {"dim": 1, "init": "uniform"},
-        {"decay": 0},
-        {"decay": 0.0, "init": "data", "revive_below": 0.5},
-        {"decay": 1e-300},
-        {"decay": math.nextafter(1, 0)},
-        {"eps": 1e-30, "decay": 0.5},
-        {"eps": 1e6},
-        {"revive_below": math.nextafter(1, 0)},
+        *ends.CODEBOOKS,
     ],
 )
 def test_codebooks_stay_finite_and_near_the_data(changes):
@@ -65,15 +57,7 @@ def test_without_decay_codes_are_the_means_of_the_last_batch():
     ("changes", "message"),
     [
         ({"num_codes": 0}, "num_codes is 0, wanted at least 1"),
-        ({"dim": 0}, "code_dim is 0, wanted at least 1"),
-        ({"decay": 1.0}, "decay is 1.0, wanted 0 up to"),
-        ({"decay": -0.1}, "decay is -0.1"),
-        ({"decay": math.nan}, "decay is nan"),
-        ({"eps": 0.0}, "eps is 0.0, wanted above 0"),
-        ({"eps": 1e-50}, "eps is 1e-50"),  # nothing in float32: unused codes would be 0 / 0
-        ({"eps": math.inf}, "eps is inf"),
-        ({"revive_below": 1.0}, "revive_below is 1.0"),
-        ({"init": "zeros"}, "codebook_init is zeros, wanted normal, uniform or data"),
+        *ends.IMPOSSIBLE_CODEBOOKS,
     ],
 )
 def test_impossible_codebooks_are_refused(changes, message):
@@ -84,13 +68,10 @@ def test_impossible_codebooks_are_refused(changes, message):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"hidden": 2, "residual": 1, "residual_blocks": 0},
-        {"hidden": 3, "channels": 1},
+        *ends.AUTOENCODERS,
         {"num_codes": 1, "code_dim": 1},
-        {"factor": 2},
         {"factor": 16, "num_levels": 1},
         {"level_dropout": 1.0},
-        {"decay": 0.0},
     ],
 )
 def test_autoencoders_take_a_step(changes):
@@ -107,14 +88,9 @@ def test_autoencoders_take_a_step(changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"channels": 0}, "channels is 0, wanted at least 1"),
-        ({"hidden": 1}, "hidden is 1, wanted at least 2"),
-        ({"residual": 0}, "residual is 0, wanted at least 1"),
-        ({"residual_blocks": -1}, "residual_blocks is -1, wanted 0 or more"),
-        ({"factor": 1}, "factor is 1, wanted a power of two"),
+        *ends.IMPOSSIBLE_AUTOENCODERS,
         ({"num_levels": 0}, "num_levels is 0"),
         ({"level_dropout": 1.1}, "level_dropout is 1.1, wanted 0 to 1"),
-        ({"eps": 0.0}, "eps is 0.0"),
     ],
 )
 def test_impossible_autoencoders_are_refused(changes, message):
@@ -125,38 +101,23 @@ def test_impossible_autoencoders_are_refused(changes, message):
 @pytest.mark.parametrize(
     "changes",
     [
-        TOP | {"grid": (1, 1)},
-        TOP | {"grid": (1, 5), "attention_layers": 2},
-        TOP | {"grid": (5, 1), "attention_layers": 0, "heads": 0},
+        *(TOP | changes for changes in ends.TOP_PRIORS),
         TOP | {"hidden": 1, "residual": 2, "heads": 1},
-        {"num_codes": 1},
-        {"num_classes": 0},
-        {"num_classes": 1},
-        {"layers": 1, "output_layers": 0},
-        {"kernel": 31},
-        {"dropout": 0.0},
+        *ends.PRIORS,
         {"dropout": math.nextafter(1, 0)},
         {"dropout": math.nextafter(1, 0), "attention_dropout": "weights"},
         {"dropout": 1e-12},
-        {"conditioning_blocks": 0},
-        {"conditioning_blocks": 1},
     ],
 )
 def test_priors_learn_and_draw(changes):
     torch.manual_seed(0)
     prior = PixelSNAIL(**PRIOR | changes).train()
-    codes = torch.randint(prior.num_codes, (2, *prior.grid))
     above = [torch.randint(3, (2, *grid)) for grid in prior.condition_grids]
-    labels = torch.tensor([0, max(prior.num_classes, 1) - 1])
-    torch.nn.init.normal_(prior.to_logits.weight)
-    F.cross_entropy(prior(codes, above, labels), codes).backward()
-    assert all(p.grad.isfinite().all() for p in prior.parameters() if p.grad is not None)
-    given = torch.full((2, *prior.grid), -1)
-    drawn = AncestralSampler(prior.eval(), Draw())(above, labels, Noise(0, [0, 1], 0), given)
-    assert 0 <= drawn.codes.min() <= drawn.codes.max() < prior.num_codes
-    with torch.inference_mode():
-        nll = F.cross_entropy(prior(drawn.codes, above, labels), drawn.codes, reduction="none").sum((1, 2))
-    torch.testing.assert_close(drawn.nll_nats, nll.double(), rtol=1e-4, atol=1e-4)
+
+    def nll(codes, *given):
+        return F.cross_entropy(prior(codes, *given), codes, reduction="none")
+
+    ends.check_learning_and_drawing(prior, nll, above)
 
 
 @pytest.mark.parametrize(

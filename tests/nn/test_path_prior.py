@@ -7,20 +7,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.nn.ends import WIDTHS
 from vqvae2.nn.path_prior import PathPrior
 from vqvae2.nn.pixelsnail import PixelSNAIL
 from vqvae2.storage.checkpoint import load_network, save_network
 
-WIDTHS = {
-    "hidden": 8,
-    "residual": 8,
-    "layers": 2,
-    "attention_layers": 1,
-    "heads": 2,
-    "kernel": 3,
-    "dropout": 0.1,
-}
-WIDTHS |= {"output_layers": 1, "conditioning_hidden": 8, "conditioning_blocks": 2}
 SHAPE = {"condition_grids": [], "condition_codes": []}
 BELOW = {"condition_grids": [(1, 2)], "condition_codes": [5]}
 
@@ -219,9 +210,10 @@ def test_half_precision_ends_in_float32():
     inputs = torch.randint(9, (2, 2, 4)), [], torch.tensor([0, 2])
     expected = prior.nll(*inputs)
     with torch.autocast("cpu", torch.bfloat16):
-        found = prior.nll(*inputs)
-    assert found.dtype == torch.float32
-    assert 0 < (found - expected).abs().max() < 0.05 * F.relu(expected).max()
+        autocast = prior.nll(*inputs)
+    for found in (autocast, prior.bfloat16().nll(*inputs)):
+        assert found.dtype == torch.float32
+        assert 0 < (found - expected).abs().max() < 0.05 * F.relu(expected).max()
 
 
 @pytest.mark.parametrize(

@@ -107,11 +107,19 @@ def test_grey_images_are_repeated(lpips, pair):
 def test_half_precision_shows_small_differences(lpips, pair):
     x = pair[0]
     y = x + 0.05 * torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
-    exact = lpips(x, y)
+    exact, seen = lpips(x, y), []
+    hooks = [part.register_forward_hook(lambda *args: seen.append(args[-1])) for part in lpips.slices]
     with torch.autocast("cpu", torch.bfloat16):
         half = lpips(x, y)
+    for hook in hooks:
+        hook.remove()
     assert half.dtype == torch.float32
     assert half.item() == pytest.approx(exact.item(), rel=0.1)
+    # Features are rounded; what is computed of them is not.
+    units = [features.double() / features.double().norm(dim=1, keepdim=True) for features in seen]
+    pairs = zip(units[::2], units[1::2], lpips.heads, strict=True)
+    levels = [((a - b) ** 2 * head[:, None, None]).sum(1).mean() for a, b, head in pairs]
+    assert half.item() == pytest.approx(sum(levels).item(), rel=1e-5)
 
 
 def test_weights_that_are_missing_or_others_are_refused_with_where_to_get_them(trunk, tmp_path):

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from tests.precision import assert_autocast_changes_nothing, tf32, watched
 from tests.ranks import run_ranks
 from vqvae2.nn import quantizer as implementation
 from vqvae2.nn.quantizer import VectorQuantizer, nearest, perplexity, update_codebooks, usage
@@ -161,33 +162,15 @@ def test_gradient_passes_straight_through_and_commitment_pulls_to_the_code():
 def test_distances_are_float32_under_autocast(precision):
     torch.manual_seed(0)
     quantizer = make(num_codes=512, dim=64)
-    z = torch.randn(1, 64, 16, 16)
-    expected = quantizer(z)
-    with torch.autocast("cpu", precision):
-        out = quantizer(z)
-    assert torch.equal(out.codes, expected.codes)
-    assert out.vectors.dtype == out.statistics.dtype == torch.float32
+    assert_autocast_changes_nothing(quantizer, torch.randn(1, 64, 16, 16), precision)
 
 
 def test_reduced_precision_products_are_off_while_codes_are_compared(monkeypatch):
-    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
-    before = [backend.fp32_precision for backend in backends]
     seen = []
-
-    def spy(vectors, codebook):
-        seen.extend(backend.fp32_precision for backend in backends)
-        return nearest(vectors, codebook)
-
-    monkeypatch.setattr("vqvae2.nn.quantizer.nearest", spy)
-    try:
-        for backend in backends:
-            backend.fp32_precision = "tf32"
+    monkeypatch.setattr("vqvae2.nn.quantizer.nearest", watched(nearest, seen))
+    with tf32():
         make()(torch.randn(1, 5, 2, 2))
-        assert seen == ["ieee", "ieee"]
-        assert [backend.fp32_precision for backend in backends] == ["tf32", "tf32"]
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+    assert seen == ["ieee", "ieee"]
 
 
 @pytest.mark.parametrize("changes", [{}, {"init": "data"}, {"revive_below": 0.5}])

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.nn import ends
 from tests.nn.linked_reference import make
 from vqvae2.nn.hr_vqvae import HRVQVAE
 from vqvae2.nn.path_prior import PathPrior
 from vqvae2.nn.quantizer import update_codebooks
-from vqvae2.sampling.draw import Draw, Noise, level_sampler
 
 NETWORK = {"channels": 3, "factor": 4, "hidden": 8, "residual": 4, "residual_blocks": 1, "branch": 3}
 NETWORK |= {"depth": 3, "code_dim": 4, "beta": 0.25, "decay": 0.99, "eps": 1e-5}
@@ -25,13 +25,7 @@ PRIOR |= {"heads": 2, "kernel": 3, "dropout": 0.1, "conditioning_hidden": 4, "co
     [
         {"branch": 2, "depth": 1, "dim": 1, "init": "data"},
         {"branch": 2, "depth": 6, "init": "data"},
-        {"dim": 1, "init": "uniform"},
-        {"decay": 0},
-        {"decay": 0.0, "init": "data", "revive_below": 0.5},
-        {"decay": 1e-300},
-        {"decay": math.nextafter(1, 0)},
-        {"eps": 1e-30, "decay": 0.5},
-        {"eps": 1e6},
+        *ends.CODEBOOKS,
         {"revive_below": math.nextafter(1, 0), "init": "data"},
         {"residual_gradient": "full", "beta": 0.0},
         {"residual_gradient": "full", "beta": 1e6},
@@ -70,11 +64,7 @@ def test_without_decay_visited_codes_are_the_means_of_the_last_batch():
         ({"depth": 0}, "depth is 0, wanted at least 1"),
         ({"branch": 8, "depth": 9}, r"branch \*\* depth is 134217728, wanted at most 16,777,216 leaves"),
         ({"residual_gradient": "half"}, "residual_gradient is half, wanted stop, full or none"),
-        ({"dim": 0}, "code_dim is 0"),
-        ({"decay": 1.0}, "decay is 1.0, wanted 0 up to"),
-        ({"eps": 0.0}, "eps is 0.0, wanted above 0"),
-        ({"revive_below": 1.0}, "revive_below is 1.0"),
-        ({"init": "zeros"}, "codebook_init is zeros, wanted normal, uniform or data"),
+        *ends.IMPOSSIBLE_CODEBOOKS,
     ],
 )
 def test_impossible_codebooks_are_refused(changes, message):
@@ -85,12 +75,9 @@ def test_impossible_codebooks_are_refused(changes, message):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"hidden": 2, "residual": 1, "residual_blocks": 0},
-        {"hidden": 3, "channels": 1},
+        *ends.AUTOENCODERS,
         {"branch": 2, "depth": 1, "code_dim": 1},
-        {"factor": 2},
         {"factor": 16},
-        {"decay": 0.0},
         {"linked": False, "residual_gradient": "full"},
     ],
 )
@@ -108,17 +95,7 @@ def test_tokenizers_take_steps(changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"channels": 0}, "channels is 0, wanted at least 1"),
-        ({"hidden": 1}, "hidden is 1, wanted at least 2"),
-        ({"residual": 0}, "residual is 0, wanted at least 1"),
-        ({"residual_blocks": -1}, "residual_blocks is -1, wanted 0 or more"),
-        ({"factor": 6}, "factor is 6, wanted a power of two"),
-        ({"code_dim": 0}, "code_dim is 0, wanted at least 1"),
-        ({"branch": 1}, "branch is 1"),
-        ({"codebook_init": "zeros"}, "codebook_init is zeros"),
-    ],
+    ("changes", "message"), [*ends.IMPOSSIBLE_AUTOENCODERS, ({"branch": 1}, "branch is 1")]
 )
 def test_impossible_tokenizers_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
@@ -128,32 +105,14 @@ def test_impossible_tokenizers_are_refused(changes, message):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"grid": (1, 1)},
-        {"grid": (1, 5), "attention_layers": 2},
-        {"grid": (5, 1), "attention_layers": 0, "heads": 0},
-        {"num_codes": 1},
+        *ends.TOP_PRIORS,
+        *ends.PRIORS,
         {"num_codes": 3, "depth": 1, "conditioning_hidden": 0},
-        {"num_classes": 0},
-        {"layers": 1, "output_layers": 0},
-        {"kernel": 31},
-        {"dropout": 0.0},
-        {"conditioning_blocks": 0},
         {"condition_grids": [(2, 3)], "condition_codes": [4]},
     ],
 )
 def test_path_priors_learn_and_draw(changes):
     torch.manual_seed(0)
     prior = PathPrior(**PRIOR | changes).train()
-    codes = torch.randint(prior.num_codes, (2, *prior.grid))
     above = [torch.randint(4, (2, 2, 3))] if "condition_grids" in changes else []
-    labels = torch.tensor([0, max(prior.num_classes, 1) - 1])
-    for level in prior.levels:
-        torch.nn.init.normal_(level.to_logits.weight)
-    prior.loss(codes, above, labels).backward()
-    assert all(p.grad.isfinite().all() for p in prior.parameters() if p.grad is not None)
-    given = torch.full((2, *prior.grid), -1)
-    drawn = level_sampler(prior.eval(), Draw())(above, labels, Noise(0, [0, 1], 0), given)
-    assert 0 <= drawn.codes.min() <= drawn.codes.max() < prior.num_codes
-    with torch.inference_mode():
-        nll = prior.nll(drawn.codes, above, labels).double().sum((1, 2))
-    torch.testing.assert_close(drawn.nll_nats, nll, rtol=1e-4, atol=1e-4)
+    ends.check_learning_and_drawing(prior, prior.nll, above)

@@ -1,6 +1,7 @@
 """Known causes of failing adversarial training, each injected into a run, and what is said of it."""
 
 import warnings
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -175,6 +176,39 @@ def test_what_was_seen_outlives_a_resumed_run_and_is_said_once():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         second.judge(figures)
+
+
+WORSE = {"generator": 0.0, "discriminator": 0.9, "logit_real": 2.0, "logit_fake": 0.0, "mse": 0.3}
+WORSE |= {"inside_margin": 0.5}
+
+
+def logged(watch, mse, batches):
+    """A logged step of a run whose gradient counts after five batches."""
+    figures = WORSE | {"mse": mse}
+    metrics = {f"train/{name}": torch.tensor(value) for name, value in figures.items()}
+    module = SimpleNamespace(
+        batches=batches, adversarial=SimpleNamespace(start=5), writes_step=lambda step: True
+    )
+    watch.on_train_batch_end(SimpleNamespace(global_step=batches, callback_metrics=metrics), module)
+
+
+def test_reconstructions_are_compared_with_those_before_the_start_alone():
+    """Steps after it are no standard: a run that stays bad would be its own."""
+    watch = AdversarialHealth(patience=9)
+    logged(watch, 0.1, 5)
+    for batches in range(6, 14):
+        logged(watch, 0.3, batches)
+    with pytest.warns(UserWarning, match=r"error is 0\.3, before it was 0\.1\."):
+        logged(watch, 0.3, 14)
+
+
+def test_the_standard_outlives_a_resumed_run():
+    first = AdversarialHealth(patience=1)
+    logged(first, 0.1, 5)
+    second = AdversarialHealth(patience=1)
+    second.load_state_dict(first.state_dict())
+    with pytest.warns(UserWarning, match=r"before it was 0\.1\."):
+        second.judge(WORSE)
 
 
 def test_another_family_is_not_watched(images):

@@ -3,6 +3,8 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from unittest.mock import patch
 
 import lightning as L
@@ -159,6 +161,17 @@ def without_noise(kind: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def folder_of_runs(tmp_path_factory) -> Iterator[Path]:
+    """With data to train on; meanwhile this process has one thread, as ranks have."""
+    folder = tmp_path_factory.mktemp("parallel")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    write_data(folder)
+    yield folder
+    torch.set_num_threads(before)
+
+
 def fit(kind, name, folder, *, run=None, resume=None, steps=STEPS, model=None, **options):
     """Trains and saves `RUN-half.ckpt` and `RUN.ckpt`; returns what was logged in each step."""
     torch.manual_seed(0)
@@ -196,3 +209,14 @@ def state(path):
             found |= {f"optimizer {number} {weight} {name}": value for name, value in moments.items()}
     assert DESCRIPTION in checkpoint
     return found
+
+
+def assert_same(path, expected, tolerance):
+    """Weights, averages, codebooks and moments, under the same names."""
+    found, wanted = state(path), state(expected)
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        same = partial(
+            torch.testing.assert_close, found[name], value, msg=lambda text, name=name: name + text
+        )
+        same(rtol=tolerance, atol=tolerance, check_stride=False)

@@ -157,6 +157,13 @@ def test_half_precision_leaves_codebooks_and_loss_in_float32(images, precision):
         assert (level.codebook.bfloat16() != level.codebook).any()
     half = torch.bfloat16 if precision == "bf16-true" else torch.float32
     assert made.network.decoder[0].weight.dtype == half
+    shown = torch.randn(2, 3, 8, 8, dtype=half)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+        out = made.network(shown)
+        losses = made.losses(shown, out)
+    assert out.images.dtype == torch.bfloat16
+    assert losses["loss"].dtype == losses["mse"].dtype == torch.float32
+    assert losses["mse"] == F.mse_loss(out.images.float(), shown.float())
 
 
 def test_a_compiled_network_trains_alike(images, monkeypatch):

@@ -4,7 +4,6 @@ All runs of two processes are made by one pair of processes, once.
 """
 
 import shutil
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from tests.ranks import run_ranks
 from tests.training import parallel_run as runs
+from tests.training.parallel_run import assert_same
 from vqvae2.nn.weights import fingerprint
 from vqvae2.runs.checkpoint_files import StreamedCheckpoints
 from vqvae2.storage.checkpoint import load_network, read_checkpoint, read_description
@@ -73,27 +73,12 @@ def _on_rank(folder):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The folder of all runs, and what each logged: of a single process, and of each of two."""
-    folder = tmp_path_factory.mktemp("parallel")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    runs.write_data(folder)
-    alone = {kind: runs.fit(kind, "single", folder) for kind in runs.MODULES}
-    ranks = run_ranks(_on_rank, 2, folder, timeout_s=500)
-    for kind, name in RESUMED_ALONE:
-        runs.fit(kind, "single", folder, run=f"{kind}-{name}-single", resume=f"{kind}-{name}")
-    yield folder, alone, ranks
-    torch.set_num_threads(before)
-
-
-def assert_same(path, expected, tolerance):
-    """Weights, averages, codebooks and moments, under the same names."""
-    found, wanted = runs.state(path), runs.state(expected)
-    assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
-        same = partial(
-            torch.testing.assert_close, found[name], value, msg=lambda text, name=name: name + text
-        )
-        same(rtol=tolerance, atol=tolerance, check_stride=False)
+    with runs.folder_of_runs(tmp_path_factory) as folder:
+        alone = {kind: runs.fit(kind, "single", folder) for kind in runs.MODULES}
+        ranks = run_ranks(_on_rank, 2, folder, timeout_s=500)
+        for kind, name in RESUMED_ALONE:
+            runs.fit(kind, "single", folder, run=f"{kind}-{name}-single", resume=f"{kind}-{name}")
+        yield folder, alone, ranks
 
 
 @pytest.mark.parametrize(("kind", "name"), WHOLE)

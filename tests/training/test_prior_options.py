@@ -6,6 +6,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
+from tests.nn.ends import WIDTHS
 from vqvae2.data.latents import LatentBatch, LatentSpec, Level
 from vqvae2.training.path_prior import PathPriorModule
 from vqvae2.training.pixelsnail import ConditionalPriorModule, TopPriorModule
@@ -13,18 +14,6 @@ from vqvae2.training.schedules import Constant
 
 SPEC = LatentSpec((Level("top", 4, 4, 8), Level("bottom", 8, 8, 8)), 3, "no fingerprint")
 MODULES = {"bottom": ConditionalPriorModule, "path": PathPriorModule}
-WIDTHS = {
-    "hidden": 8,
-    "residual": 8,
-    "layers": 2,
-    "attention_layers": 1,
-    "heads": 2,
-    "kernel": 3,
-    "dropout": 0.1,
-    "output_layers": 1,
-    "conditioning_hidden": 8,
-    "conditioning_blocks": 2,
-}
 
 
 def module(kind="bottom", **options) -> ConditionalPriorModule | PathPriorModule:
