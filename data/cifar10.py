@@ -5,15 +5,12 @@
 The archive for Python holds pickles, which can run code when they are read; this takes the binary one.
 """
 
-import argparse
-import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
 
-from image_tars import write_images
-from vqvae2.surroundings import home_path, show_any_name
+from image_tars import Images, convert
 
 SHARDS = {
     **{f"train-{number - 1:04d}": f"data_batch_{number}.bin" for number in range(1, 6)},
@@ -22,8 +19,8 @@ SHARDS = {
 RECORD = 1 + 3 * 32 * 32  # bytes: the label, then the red, green and blue planes
 
 
-def read_batches(archive: Path) -> dict[str, np.ndarray]:
-    """The records of each shard, uint8 `[N, 3073]`.
+def read_batches(archive: Path) -> dict[str, Images]:
+    """The images of each shard, uint8 `[N, 3, 32, 32]`, and their labels, uint8 `[N]`.
 
     Raises:
         ValueError: it is not the binary archive.
@@ -40,23 +37,13 @@ def read_batches(archive: Path) -> dict[str, np.ndarray]:
     odd = [name for name, data in found.items() if len(data) % RECORD]
     if odd:
         raise ValueError(f"{archive}: {', '.join(odd)} is not made of records of {RECORD} bytes.")
-    return {shard: np.frombuffer(found[name], np.uint8).reshape(-1, RECORD) for shard, name in SHARDS.items()}
+    records = {shard: np.frombuffer(found[name], np.uint8) for shard, name in SHARDS.items()}
+    rows = {shard: data.reshape(-1, RECORD) for shard, data in records.items()}
+    return {shard: (own[:, 1:].reshape(-1, 3, 32, 32), own[:, 0]) for shard, own in rows.items()}
 
 
 def main() -> None:
-    show_any_name()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("archive", type=home_path, help="cifar-10-binary.tar.gz")
-    parser.add_argument("folder", type=home_path, help="where the tars go")
-    arguments = parser.parse_args()
-    try:
-        batches = read_batches(arguments.archive)
-        for name, records in batches.items():
-            write_images(arguments.folder, name, records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0])
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    convert(__doc__, "archive", "cifar-10-binary.tar.gz", read_batches)
 
 
 if __name__ == "__main__":

@@ -6,17 +6,14 @@ FOLDER holds the four IDX files: train-images-idx3-ubyte, train-labels-idx1-ubyt
 the place of train. Each may be compressed (.gz).
 """
 
-import argparse
 import gzip
 import math
-import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 
-from image_tars import write_images
-from vqvae2.surroundings import home_path, show_any_name
+from image_tars import Images, convert
 
 SPLITS = {"train": "train", "test": "t10k"}  # how the tars are called, and the files
 IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
@@ -25,6 +22,21 @@ SIDE = 28
 CLASSES = 10
 SHARD = 10_000  # images in a tar
 WANTED = "Wanted the files of MNIST or Fashion-MNIST as they are published; see data/README.md"
+
+
+def read_shards(folder: Path) -> dict[str, Images]:
+    """The images of each shard, uint8 `[N, 1, 28, 28]`, and their labels, uint8 `[N]`.
+
+    Raises:
+        ValueError: as `read_split`.
+    """
+    shards = {}
+    for split, name in SPLITS.items():
+        images, labels = read_split(folder, name)
+        for number, start in enumerate(range(0, len(images), SHARD)):
+            part = slice(start, start + SHARD)
+            shards[f"{split}-{number:04d}"] = images[part, None], labels[part]
+    return shards
 
 
 def read_split(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -84,21 +96,7 @@ def read_idx(folder: Path, name: str, magic: int) -> tuple[Path, np.ndarray]:
 
 
 def main() -> None:
-    show_any_name()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("source", type=home_path, help="the folder with the four IDX files")
-    parser.add_argument("folder", type=home_path, help="where the tars go")
-    arguments = parser.parse_args()
-    try:
-        splits = {split: read_split(arguments.source, name) for split, name in SPLITS.items()}
-        for split, (images, labels) in splits.items():
-            for shard, start in enumerate(range(0, len(images), SHARD)):
-                part = slice(start, start + SHARD)
-                write_images(arguments.folder, f"{split}-{shard:04d}", images[part, None], labels[part])
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    convert(__doc__, "source", "the folder with the four IDX files", read_shards)
 
 
 if __name__ == "__main__":

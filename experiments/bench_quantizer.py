@@ -40,15 +40,14 @@ from vqvae2.surroundings import home_path
 
 IMAGES, SIDE, DIM, NUM_CODES = 16, 64, 64, 512
 DECAY, EPS, BETA = 0.99, 1e-5, 0.25
+CODEBOOK = {"decay": DECAY, "eps": EPS, "init": "normal", "revive_below": 0.0}
 PRODUCT = "bare product z·e"
 
 Step = Callable[[bool], object]  # True: with the backward pass
 
 
 def suite(vectors: Tensor, gradient: Tensor) -> Step:
-    quantizer = VectorQuantizer(
-        num_codes=NUM_CODES, dim=DIM, decay=DECAY, eps=EPS, init="normal", revive_below=0.0
-    ).to(vectors.device)
+    quantizer = VectorQuantizer(num_codes=NUM_CODES, dim=DIM, **CODEBOOK).to(vectors.device)
     vectors, gradient = (tensor.permute(0, 3, 1, 2) for tensor in (vectors, gradient))
     beta = torch.tensor(BETA, device=vectors.device)
 
@@ -132,10 +131,7 @@ def linked(branch: int, depth: int, dim: int, init: str = "normal") -> LinkedQua
         linked=True,
         residual_gradient="stop",
         beta=BETA,
-        decay=DECAY,
-        eps=EPS,
-        init=init,
-        revive_below=0.0,
+        **CODEBOOK | {"init": init},
     )
 
 
@@ -171,17 +167,13 @@ def linked_floor(quantizer: LinkedQuantizer, rows: Tensor) -> Callable[[], objec
     return floor
 
 
-def level_search(branch: int, families: int, dim: int, rows: Tensor) -> dict[str, Callable[[], object]]:
+def level_search(branch: int, families: int, rows: Tensor) -> dict[str, Callable[[], object]]:
     """The ways to find the nearest of the m children."""
-    options = {"decay": DECAY, "eps": EPS, "init": "normal", "revive_below": 0.0}
-    level = Level(branch=branch, num_codes=families * branch, families=families, dim=dim, **options)
-    level = level.to(rows.device)
+    size = {"num_codes": families * branch, "families": families, "dim": rows.shape[1]}
+    level = Level(branch=branch, **size, **CODEBOOK).to(rows.device)
     cells = torch.randint(families, (len(rows),), device=rows.device)
-    return {
-        "all": partial(level.among_all, rows[:, :dim].contiguous(), cells),
-        "fetched": partial(level.among_fetched, rows[:, :dim].contiguous(), cells),
-        "cells": partial(level.cell_by_cell, rows[:, :dim].contiguous(), cells),
-    }
+    ways = {"all": level.among_all, "fetched": level.among_fetched, "cells": level.cell_by_cell}
+    return {name: partial(way, rows, cells) for name, way in ways.items()}
 
 
 def linked_tables(device: str, repeats: int) -> None:
@@ -193,8 +185,7 @@ def linked_tables(device: str, repeats: int) -> None:
         grid = torch.randn(images, dim, side, side, device=device).to(memory_format=torch.channels_last)
         rows = grid.permute(0, 2, 3, 1).flatten(0, 2)
         codes = branch**depth
-        options = {"decay": DECAY, "eps": EPS, "init": "normal", "revive_below": 0.0}
-        flat = VectorQuantizer(num_codes=codes, dim=dim, **options).to(device)
+        flat = VectorQuantizer(num_codes=codes, dim=dim, **CODEBOOK).to(device)
         quantizer = linked(branch, depth, dim).to(device)
         drawing = linked(branch, depth, dim, "data").to(device)
         found = compare(
@@ -222,7 +213,7 @@ def _ways(case: tuple[int, int, int], device: str, repeats: int) -> dict[str, st
     branch, level, dim = case
     families = branch ** (level - 1)
     rows = torch.randn(2**14, dim, device=device)
-    found = compare(level_search(branch, families, dim, rows), repeats=repeats)
+    found = compare(level_search(branch, families, rows), repeats=repeats)
     where = {"m": branch, "level": level, "families": families, "D": dim}
     return where | {f"{way}, ms": 1e3 * seconds for way, seconds in found.items()}
 
@@ -235,6 +226,8 @@ def main() -> None:
     parser.add_argument("--against", type=home_path, metavar="CLONE", help="folder of the public port")
     parser.add_argument("--linked", action="store_true", help="HR-VQVAE's linked quantiser instead")
     options = parser.parse_args()
+    if options.linked and (options.beside or options.against):
+        parser.error("--beside and --against do not go with --linked")
     if options.linked:
         torch.manual_seed(0)
         linked_tables(options.device, options.repeats)

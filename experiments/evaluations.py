@@ -21,12 +21,30 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} holds no metrics.json. Evaluate the run first: make eval-fid CONFIG={path.name}"
         )
-    evaluation = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(evaluation, dict) or evaluation.get("format") != FORMAT:
-        raise ValueError(
-            f"{file} is no evaluation of the format {FORMAT}. Evaluate the run again: make eval-fid"
-        )
-    return evaluation
+    return read_json(file, FORMAT, "make eval-fid")
+
+
+def read_json(path: Path, wanted: str, command: str) -> dict[str, Any] | None:
+    """The content of a file of the wanted format; None where there is no file.
+
+    Args:
+        path: of the file.
+        wanted: format.
+        command: that makes the file, for messages.
+
+    Raises:
+        ValueError: it cannot be read, or is of another format.
+    """
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}). Make it again: {command}") from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != wanted:
+        raise ValueError(f"{path} has the format {found}, wanted {wanted}. Make it again: {command}")
+    return content
 
 
 def print_table(rows: Sequence[Sequence[str]], *, markdown: bool = False) -> None:

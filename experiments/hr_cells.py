@@ -5,20 +5,21 @@ A cell that is done is not run again; one that was killed goes on from its last 
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 import yaml
 from torch import Tensor
 
 from configured import instantiate
 from vqvae2.cli import main as lightning
 from vqvae2.data.images import ImageBatch, ImageDataModule
+from vqvae2.metrics.sums import CodebookUse, ReconstructionError
 from vqvae2.nn.contracts import Tokenizer
-from vqvae2.nn.quantizer import perplexity
 from vqvae2.pixels import size_of
+from vqvae2.storage.checkpoint import load_network
+from vqvae2.storage.shards import write_json
 from vqvae2.training.tokenizer import load_tokenizer
 
 FORMAT = "vqvae2-hr-cell-1"
@@ -106,10 +107,7 @@ def finish(cell: Cell, config: dict[str, Any], out: Path) -> dict[str, float]:
     data = open_images(config)
     network = load_tokenizer(str(folder / "last.ckpt"), data)
     figures = measure(network, data)
-    aside = path.with_name(path.name + ".part")
-    content = {"format": FORMAT, "config": config, "figures": figures}
-    aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    aside.replace(path)
+    write_json(path, {"format": FORMAT, "config": config, "figures": figures})
     return figures
 
 
@@ -126,36 +124,33 @@ def read(path: Path, config: dict[str, Any]) -> dict[str, float]:
     return found["figures"]
 
 
-@torch.no_grad()
 def measure(network: Tokenizer, data: ImageDataModule) -> dict[str, float]:
     """Of all held-out images: the error, and of each grid how many codes occur and their perplexity."""
-    counts = [torch.zeros(size, dtype=torch.int64) for size in network.codebook_sizes]
-    error, pixels = 0.0, 0
+    error, use = ReconstructionError(), [CodebookUse(size) for size in network.codebook_sizes]
     for batch in batches(data):
         codes = network.encode(batch.images)
-        error += (network.decode(codes).double() - batch.images.double()).square().sum().item()
-        pixels += batch.images.numel()
-        for total, grid in zip(counts, codes, strict=True):
-            total += torch.bincount(grid.flatten(), minlength=len(total))
+        error.update(batch.images, network.decode(codes))
+        for used, grid in zip(use, codes, strict=True):
+            used.update(grid)
     grids = network.grids(*size_of(data.image_size))
     sizes = zip(grids, network.codebook_sizes, strict=True)
     bits = sum(height * width * (size - 1).bit_length() for (height, width), size in sizes)
     weights = sum(weight.numel() for weight in network.parameters())
-    found = {"mse": error / pixels, "bits": bits, "weights": weights}
-    for name, total in zip(network.level_names, counts, strict=True):
-        found[f"codes_{name}"] = len(total)
-        found[f"alive_{name}"] = int((total > 0).sum())
-        found[f"perplexity_{name}"] = perplexity(total).item()
+    found = {"mse": error.compute().mse, "bits": bits, "weights": weights}
+    for name, used in zip(network.level_names, use, strict=True):
+        found[f"codes_{name}"] = len(used.counts)
+        found[f"alive_{name}"] = int((used.counts > 0).sum())
+        found[f"perplexity_{name}"] = used.compute().perplexity
     return found
 
 
-def open_images(config: Mapping[str, Any]) -> ImageDataModule:
+def open_images(config: Mapping[str, Any], **changes: Any) -> ImageDataModule:
     """The images of a config as they are held out: not augmented."""
     options = {name: value for name, value in config["data"]["init_args"].items() if name != "augment"}
-    return instantiate({"class_path": config["data"]["class_path"], "init_args": options})
+    return instantiate({"class_path": config["data"]["class_path"], "init_args": options | changes})
 
 
-def batches(data: ImageDataModule) -> Any:
+def batches(data: ImageDataModule) -> Iterable[ImageBatch]:
     """The held-out images, in order.
 
     Raises:
@@ -168,13 +163,9 @@ def batches(data: ImageDataModule) -> Any:
     return loader
 
 
-@torch.no_grad()
-def work(cell: Cell, config: dict[str, Any], out: Path, num_images: int) -> dict[str, Callable[[], object]]:
-    """What is timed: the nearest-code search of the features of held-out images, and decoding their codes."""
-    data = open_images(config)
-    network = load_tokenizer(str(cell.folder(out) / "last.ckpt"), data)
-    batch: ImageBatch = next(iter(batches(data)))
-    images = batch.images[:num_images]
+def work(cell: Cell, out: Path, images: Tensor) -> dict[str, Callable[[], object]]:
+    """What is timed: the nearest-code search of the features of images, and decoding their codes."""
+    network = load_network(cell.folder(out) / "last.ckpt", Tokenizer.kind).network
     features: list[Tensor] = []
     hooks = [
         quantizer.register_forward_pre_hook(lambda _, given: features.append(given[0]))
@@ -186,5 +177,5 @@ def work(cell: Cell, config: dict[str, Any], out: Path, num_images: int) -> dict
     pairs = list(zip(network.quantizers, features, strict=True))
     return {
         "search": lambda: [quantizer.encode(own) for quantizer, own in pairs],
-        "decode": torch.no_grad()(lambda: network.decode(codes)),
+        "decode": lambda: network.decode(codes),
     }

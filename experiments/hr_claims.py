@@ -31,13 +31,13 @@ import torch
 import yaml
 from matplotlib.axes import Axes
 
+from configured import CONFIGS
 from evaluations import NONE, print_table
-from hr_cells import MEASURED, NETWORK, VARIANTS, Cell, finish, model, work
+from hr_cells import MEASURED, NETWORK, VARIANTS, Cell, batches, finish, model, open_images, work
 from timing import compare, describe_machine
 from vqvae2.cli.recipes import compose
 from vqvae2.surroundings import home_path, show_any_name
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 TIMED_IMAGES = 64
 GRIDS = ("top", "mid", "bottom")  # by whose names figures end
 COLOURS = ("#2a6f97", "#61a5c2", "#588157", "#c8553d", "#e09f3e", "#7b5ea7", "#8d5b4c", "#555555")
@@ -59,7 +59,8 @@ def main() -> None:
     print(f"{describe_machine()}; {len(cells)} runs of {options.steps:,} steps of {options.batch} images")
     print_table(printed(rows))
     print(
-        f"\nTimes are of {TIMED_IMAGES} images. Mean ± standard deviation over seeds. grid / grid: top first."
+        f"\nTimes are of {TIMED_IMAGES} images, or of all held-out ones if there are fewer. Mean ± standard "
+        "deviation over seeds. grid / grid: top first."
     )
     if any(row["variant"] == "vqvae2" for row in rows):
         print("vqvae2 spends other bits and has other weights: see those columns; it is no equal comparison.")
@@ -116,11 +117,9 @@ def run(options: argparse.Namespace) -> tuple[list[Cell], dict[Cell, dict[str, f
         if not options.done:
             print(f"{number} of {len(cells)}: {cell.folder(options.out)}", flush=True)
         figures[cell] = dict(finish(cell, configs[cell], options.out))
-    cases = {}
-    for cell in cells:
-        cases |= {
-            (cell, name): call for name, call in work(cell, configs[cell], options.out, TIMED_IMAGES).items()
-        }
+    data = open_images(configs[cells[0]], batch_size=TIMED_IMAGES)  # the same held-out images in all cells
+    images = next(iter(batches(data))).images
+    cases = {(cell, name): call for cell in cells for name, call in work(cell, options.out, images).items()}
     for (cell, name), elapsed in compare(cases, repeats=options.repeats).items():
         figures[cell][f"{name}_ms"] = 1e3 * elapsed
     return cells, figures

@@ -1,11 +1,10 @@
 """The results of a run's stages: evaluations, tested classifiers, pictures; and the stages' commands."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evaluations import FORMAT
+from evaluations import FORMAT, read_json
 from report_evaluation import Evaluation
 
 ACCURACY = "vqvae2-accuracy-1"  # as vqvae2.training.classification_report writes it
@@ -108,17 +107,3 @@ def read_accuracies(run: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | 
         for stage in ("cas", "classifier")
     )
     return cas, ceiling
-
-
-def read_json(path: Path, wanted: str, command: str) -> dict[str, Any] | None:
-    """The content of a file of the wanted format; None where there is no file."""
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read ({error}). Make it again: {command}") from error
-    found = content.get("format") if isinstance(content, dict) else None
-    if found != wanted:
-        raise ValueError(f"{path} has the format {found}, wanted {wanted}. Make it again: {command}")
-    return content

@@ -59,7 +59,7 @@ def test_plain_columns_are_aligned(experiment, capsys):
     ("changes", "message"),
     [
         (None, "holds no metrics.json. Evaluate the run first: make eval-fid CONFIG=demo"),
-        ({"format": "old"}, "no evaluation of the format vqvae2-verdict-2"),
+        ({"format": "old"}, "has the format old, wanted vqvae2-verdict-2. Make it again: make eval-fid"),
         ({"figures": {"usage_top": 1}}, "neither likelihoods nor errors"),
     ],
 )

@@ -14,9 +14,11 @@ from tests.inpaint_job import (
     BLOCK,
     NAMES,
     check_results,
+    codes_of,
     draw_masks,
     draw_pictures,
     encoded,
+    kept_by_loops,
     picture_of,
     requests,
     white,
@@ -170,6 +172,39 @@ def test_a_killed_job_is_completed_and_more_pictures_are_added(chain, tmp_path, 
     job("killed", num_pictures=4)
     assert job("killed") == wanted
     assert job("killed") == wanted  # nothing is left to do
+
+
+def test_pictures_are_encoded_once_a_batch_and_only_where_something_is_to_do(chain, tmp_path, monkeypatch):
+    network, autoencoder, priors = chain
+    encoded_at_once, encode = [], type(network).encode
+
+    def counted(self, images):
+        encoded_at_once.append(len(images))
+        return encode(self, images)
+
+    monkeypatch.setattr(type(network), "encode", counted)
+    folder = sample(tmp_path / "s", autoencoder, priors, data=requests(tmp_path))
+    batches = [2, 1, 3, 1, 1]  # the pictures of the images 0 to 3, 4, 5 to 8, 9, 10 and 11
+    assert encoded_at_once == [*batches, 2]  # of the picture's two rows
+    sample(folder, autoencoder, priors, data=requests(tmp_path))
+    assert encoded_at_once == [*batches, 2]
+    (folder / "000001.tar").unlink()
+    sample(folder, autoencoder, priors, data=requests(tmp_path))
+    assert encoded_at_once == [*batches, 2, 3, 1, 2]
+
+
+def test_half_precision_samples_but_does_not_encode(chain, tmp_path):
+    network, autoencoder, priors = chain
+    pictures, masks = draw_pictures(tmp_path / "pictures"), draw_masks(tmp_path / "masks")
+    data = requests(tmp_path)
+    folder = sample(tmp_path / "s", autoencoder, priors, data=data, precision="bf16-true")
+    for members in read(folder).values():
+        name = sorted(pictures)[json.loads(members["json"])["prompt"]]
+        own = encoded(network, pictures[name])
+        for level, original in zip(codes_of(members, ["top", "bottom"]), own, strict=True):
+            kept = kept_by_loops(masks[name], original.shape)
+            assert np.array_equal(level[kept], original[kept])
+    assert next(data.trainer.lightning_module.autoencoder.parameters()).dtype == torch.bfloat16
 
 
 def test_masks_from_configs_and_from_the_command_line(chain, tmp_path):

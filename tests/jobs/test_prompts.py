@@ -81,15 +81,15 @@ def test_what_is_kept_is_the_prompts_and_the_rest_is_open(latents, options, rows
 
 
 def test_every_prompt_is_completed_and_more_of_them_only_add_images(latents):
-    few = requests(latents).request(torch.arange(12))
-    many = requests(latents, num_prompts=23).request(torch.arange(69))
+    few = checked(latents).request(torch.arange(12))
+    many = checked(latents, num_prompts=23).request(torch.arange(69))
     assert torch.equal(few.labels, many.labels[:12])
     assert torch.equal(few.prompts, many.prompts[:12])
     assert all(torch.equal(one, other[:12]) for one, other in zip(few.kept, many.kept, strict=True))
     assert sorted(many.prompts.tolist()) == sorted([*range(NUM_PROMPTS)] * 3)
     assert (many.prompts.view(-1, 3) == many.prompts[::3, None]).all()
     assert many.prompts[::3].tolist() != sorted(many.prompts[::3].tolist())  # not the first class only
-    batches = requests(latents, num_prompts=2).predict_datasets()["samples"]
+    batches = checked(latents, num_prompts=2).predict_datasets()["samples"]
     assert torch.equal(batches.__getitems__([(0, 4), (0, 5)]).kept[1], few.kept[1][4:6])
 
 

@@ -43,7 +43,9 @@ from vqvae2.surroundings import at_home
 BASE, LIKE, PARTS, JOBS, RUN = "base", "like", "parts", "jobs", "run"
 _VARIABLE = "$run"
 _FLAGS = ("-c", "--config")
-_STAGES = (  # the jobs of a recipe with their verbs, in the order in which they are run
+# The jobs of a recipe with their verbs, in the order in which they are run. Not `inpaint` and `path`, on which
+# no other waits.
+_STAGES = (
     ("vqvae", "fit"),
     ("encode", "predict"),
     ("top", "fit"),

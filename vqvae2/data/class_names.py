@@ -1,9 +1,12 @@
 """Class names: which label of one data set is which of another, and how many there may be."""
 
+import logging
 import unicodedata
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+
+log = logging.getLogger(__name__)
 
 MOST_CLASSES = 1_000_000  # more than any data set has: beyond, labels are identifiers
 
@@ -89,28 +92,56 @@ def labels_among(names: Sequence[str], wanted: Sequence[str]) -> list[int]:
 
 
 def labels_of_priors(
-    labels: Iterable[int], names: Sequence[str], classes: Sequence[str], *, things: str, location: str
+    labels: Sequence[int],
+    names: Sequence[str],
+    classes: Sequence[str],
+    *,
+    num_classes: int,
+    things: str,
+    location: str,
 ) -> list[int]:
-    """The priors' label of each of the names of other classes, -1 for those that are not among them.
+    """The priors' label of each thing: of the class of its name, or of its number if one side has only these.
 
     Args:
-        labels: that occur.
-        names: of the other classes, in label order.
+        labels: of the things, -1 for none.
+        names: of these labels' classes, in label order.
         classes: names of the priors' classes.
+        num_classes: of the priors; without classes all labels are -1.
         things: of these labels, for messages, such as "prompts".
         location: where they lie, likewise.
 
     Raises:
-        ValueError: a label that occurs is of a class that the priors do not have.
+        ValueError: one has no label, or is of a class that the priors do not have.
     """
-    found = labels_among(names, classes)
-    strange = [names[label] for label in sorted(set(labels)) if found[label] < 0]
-    if strange:
+    if not num_classes:
+        return [-1] * len(labels)
+    if min(labels) < 0:
         raise ValueError(
-            f"{things.capitalize()} in {location} are of the class {some(strange)}, which is not among the "
-            f"priors' classes {some(classes)}. Give {things} of these, in class folders of the same names."
+            f"Some {things} in {location} have no label, but the priors need one of {num_classes} classes. "
+            f"Give labelled {things}: of images in class folders, or in tars with classes."
         )
-    return found
+    if comparable(names, classes):
+        found = labels_among(names, classes)
+        strange = [names[label] for label in sorted(set(labels)) if found[label] < 0]
+        if strange:
+            raise ValueError(
+                f"{things.capitalize()} in {location} are of the class {some(strange)}, which is not among "
+                f"the priors' classes {some(classes)}. Give {things} of these, in class folders of the same "
+                "names."
+            )
+        return [found[label] for label in labels]
+    if max(labels) >= num_classes:
+        raise ValueError(
+            f"{things.capitalize()} in {location} are of the class {max(labels)}: the priors know 0 to "
+            f"{num_classes - 1}."
+        )
+    if not (by_number(names) and by_number(classes)):
+        log.warning(
+            "%s or the priors know their classes by number only: class 0 there is taken for the priors' "
+            "class 0, and so on.",
+            location,
+        )
+    return list(labels)
 
 
 def some(names: Sequence[str]) -> str:

@@ -126,9 +126,8 @@ class ReferenceImages(nn.Module):
                 if distributed.rank() == 0:
                     self.store.write(self.identity(name, role), kept)
                 self.kept[name, role] = kept
-        device = next(
-            self.feature_networks.parameters()
-        ).device  # records from the store are on the processor
+        # Records from the store are on the processor.
+        device = next(self.feature_networks.parameters()).device
         real = self.kept[REAL, DISTANCE].record
         manifold = self.kept[REAL, self.feature_networks.manifold_role].record
         rebuilt = self.kept.get((RECONSTRUCTED, DISTANCE))
@@ -178,11 +177,9 @@ class ReferenceImages(nn.Module):
         roles = {REAL: list(self.feature_networks.by_role)}
         if self.autoencoder is not None:
             roles[RECONSTRUCTED] = [DISTANCE]
-        for name, seen in (
-            (name, self.feature_networks.features(image, chosen)) for name, chosen in roles.items()
-        ):
+        for name, chosen in roles.items():
             self.collectors[name] = nn.ModuleDict()
-            for role, features in seen.items():
+            for role, features in self.feature_networks.features(image, chosen).items():
                 found = self.store.read(self.identity(name, role))
                 if all(distributed.all_gather_objects(found is not None)):  # each sees a folder of its own
                     self.kept[name, role] = found
@@ -193,20 +190,15 @@ class ReferenceImages(nn.Module):
 
     def _num_neighbours(self, name: str, role: str) -> int:
         manifold = self.wanted.manifold
-        return (
-            manifold.largest
-            if manifold and (name, role) == (REAL, self.feature_networks.manifold_role)
-            else 0
-        )
+        compared = (name, role) == (REAL, self.feature_networks.manifold_role)
+        return manifold.largest if manifold and compared else 0
 
     def _collect(self, batch: ImageBatch) -> None:
-        collectors = self.collectors[REAL] if self.feature_networks is not None else {}
+        if self.feature_networks is None:
+            return
+        collectors = self.collectors[REAL]
         searches = {self.feature_networks.manifold_role} if self.nearest else set()
-        seen = (
-            self.feature_networks.features(batch.images, set(collectors) | searches)
-            if self.feature_networks is not None
-            else {}
-        )
+        seen = self.feature_networks.features(batch.images, set(collectors) | searches)
         for role, collector in collectors.items():
             collector.update(seen[role], batch.index)
         if self.nearest is not None:

@@ -3,7 +3,7 @@
 Shape legend: B batch, h w a level's grid.
 """
 
-import logging
+import copy
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -11,27 +11,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from vqvae2.data.chunked import ChunkedDataModule
-from vqvae2.data.class_names import by_number, comparable, labels_of_priors
+from vqvae2.data.class_names import labels_of_priors
 from vqvae2.data.held_out import held_out
 from vqvae2.data.image_source import ImageSource
 from vqvae2.data.latents import LatentSpec
-from vqvae2.data.order import Index
 from vqvae2.data.sources import open_source
 from vqvae2.jobs.masked_pictures import Masked, MaskedPictures
-from vqvae2.jobs.requests import SPLIT, RequestBatch
+from vqvae2.jobs.requests import GivenRequests, RequestBatch
 from vqvae2.nn.checks import require
 from vqvae2.nn.contracts import Tokenizer
 from vqvae2.pictures.decode import Fit
 from vqvae2.pictures.masks import GeneratedMask
 from vqvae2.pixels import from_uint8, size_of
 
-log = logging.getLogger(__name__)
 
-
-class InpaintRequests(ChunkedDataModule):
+class InpaintRequests(GivenRequests):
     """Asks for pictures with a part of each sampled anew.
 
     Every picture is repainted `per_picture` times: images 0 to per_picture - 1 belong to the first, and so
@@ -98,7 +93,7 @@ class InpaintRequests(ChunkedDataModule):
         self.label_field = label_field
         self.masked: list[Masked] = []  # those that are asked for, in their order
         self._labels = torch.empty(0, dtype=torch.int64)  # the priors' label of each
-        self._codes: list[tuple[Tensor, ...]] = []  # of each, int64 [h, w] a level
+        self._encoder: Tokenizer | None = None
 
     @cached_property
     def source(self) -> ImageSource:
@@ -145,37 +140,39 @@ class InpaintRequests(ChunkedDataModule):
         self.masked = list(self.masked_pictures.read(self.places, size, module.channels, grids))
 
     def check(self, spec: LatentSpec, checkpoint: str, classes: Sequence[str] = ()) -> None:
-        """Finds the priors' labels of the pictures, and encodes them.
-
-        Args:
-            spec: of the codes that the priors have learned.
-            checkpoint: of their autoencoder, for messages.
-            classes: names of the priors' classes in label order, where known.
-
+        """
         Raises:
             ValueError: pictures are of no class of the priors where one is needed.
         """
-        self._labels = self._labels_among(spec.num_classes, classes)
-        self.encode(self.trainer.lightning_module.autoencoder)
+        self._labels = torch.tensor(
+            labels_of_priors(
+                [self.source.label(place) for place in self.places],
+                self.source.classes,
+                classes,
+                num_classes=spec.num_classes,
+                things="pictures",
+                location=self.pictures,
+            )
+        )
+        # A copy: half precision, which gives other codes, is for the sampler alone.
+        self._encoder = copy.deepcopy(self.trainer.lightning_module.autoencoder)
 
-    @torch.no_grad()
-    def encode(self, network: Tokenizer) -> None:
-        """Encodes the pictures, one by one: what a picture's codes are depends on no other."""
-        device = next(network.parameters()).device
-        images = (from_uint8(masked.pixels)[None].to(device) for masked in self.masked)
-        self._codes = [tuple(level[0].cpu() for level in network.encode(image)) for image in images]
+    @property
+    def num_images(self) -> int:
+        return len(self.places) * self.per_picture
 
     def identity(self) -> dict[str, Any]:
         names = ("holdout", "holdout_seed", "per_picture", "keep_pixels")
         own = {name: getattr(self, name) for name in names}
         return {"inpaint": {**self.masked_pictures.identity(), **own}}
 
-    def predict_datasets(self) -> dict[str, Dataset]:
-        return {SPLIT: _Inpainted(self)}
-
+    @torch.no_grad()
     def codes(self, pictures: Sequence[int]) -> tuple[Tensor, ...]:
-        """All codes of some pictures by their numbers, int64 [B, h, w] a level."""
-        return tuple(torch.stack(level) for level in zip(*(self._codes[i] for i in pictures), strict=True))
+        """All codes of some pictures by their numbers, int64 [B, h, w] a level; they are encoded here."""
+        numbers, rows = torch.tensor(pictures).unique(return_inverse=True)
+        images = from_uint8(torch.stack([self.masked[i].pixels for i in numbers.tolist()]))
+        device = self.trainer.strategy.root_device
+        return tuple(level.cpu()[rows] for level in self._encoder.to(device).encode(images.to(device)))
 
     def request(self, index: Tensor) -> RequestBatch:
         """The images of some numbers [B]: what is kept of their pictures."""
@@ -193,41 +190,3 @@ class InpaintRequests(ChunkedDataModule):
             return batch
         known = torch.stack([~each.mask[None] for each in masked])
         return batch._replace(pixels=torch.stack([each.pixels for each in masked]), known=known)
-
-    def _labels_among(self, num_classes: int, classes: Sequence[str]) -> Tensor:
-        """The priors' label of each picture, int64 [N]."""
-        labels = torch.tensor([self.source.label(place) for place in self.places])
-        if not num_classes:
-            return torch.full_like(labels, -1)
-        if bool((labels < 0).any()):
-            raise ValueError(
-                f"The pictures in {self.pictures} have no label, but the priors need one of {num_classes} "
-                "classes. Give pictures in class folders, or tars with classes."
-            )
-        names = self.source.classes
-        if comparable(names, classes):
-            where = {"things": "pictures", "location": self.pictures}
-            return torch.tensor(labels_of_priors(labels.tolist(), names, classes, **where))[labels]
-        if int(labels.max()) >= num_classes:
-            raise ValueError(
-                f"Pictures in {self.pictures} are of the class {int(labels.max())}: the priors know 0 to "
-                f"{num_classes - 1}."
-            )
-        if not (by_number(names) and by_number(classes)):
-            log.warning(
-                "%s or the priors know their classes by number only: class 0 there is taken for the priors' "
-                "class 0, and so on.",
-                self.pictures,
-            )
-        return labels
-
-
-class _Inpainted(Dataset):
-    def __init__(self, requests: InpaintRequests) -> None:
-        self.requests = requests
-
-    def __len__(self) -> int:
-        return len(self.requests.places) * self.requests.per_picture
-
-    def __getitems__(self, batch: list[Index]) -> RequestBatch:
-        return self.requests.request(torch.tensor([image for _, image in batch], dtype=torch.int64))

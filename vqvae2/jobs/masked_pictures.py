@@ -80,7 +80,7 @@ class MaskedPictures:
         """Decides what is hidden of which pictures (plain types), whichever of them are read."""
         names = hashlib.sha256(b"\n".join(self.source.encoded_keys()))
         names.update(np.ascontiguousarray(self.source.labels, np.int64))
-        masks = asdict(self.masks) if isinstance(self.masks, GeneratedMask) else self._masks_digest()
+        masks = asdict(self.masks) if isinstance(self.masks, GeneratedMask) else self._masks_digest
         return {
             "names_and_labels": names.hexdigest(),
             "pictures": self.source.contents,
@@ -132,6 +132,7 @@ class MaskedPictures:
                 "whole images take SampleRequests."
             )
 
+    @cached_property
     def _masks_digest(self) -> str:
         """Of all masks of pictures."""
         digest = hashlib.sha256()

@@ -6,7 +6,6 @@ Shape legend: B batch, h w a level's grid.
 """
 
 import hashlib
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,10 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from vqvae2.data.chunked import ChunkedDataModule
-from vqvae2.data.class_names import by_number, comparable, labels_of_priors
+from vqvae2.data.class_names import comparable, labels_of_priors
 from vqvae2.data.latent_module import LatentDataset
 from vqvae2.data.latent_shards import check_files, verify
 from vqvae2.data.latents import (
@@ -32,13 +29,11 @@ from vqvae2.data.latents import (
     read_manifest,
 )
 from vqvae2.data.order import Index
-from vqvae2.jobs.requests import SPLIT, RequestBatch
+from vqvae2.jobs.requests import GivenRequests, RequestBatch
 from vqvae2.jobs.sampled_codes import SampledCodes
 from vqvae2.nn.checks import require
 from vqvae2.storage.job_file import SAMPLES_FORMAT, written_by
 from vqvae2.storage.shards import Shard
-
-log = logging.getLogger(__name__)
 
 _WHOLE = 1e-4  # rows that a fraction written with six digits may be off
 
@@ -55,7 +50,7 @@ class CodeSource(Protocol):
     def __getitems__(self, indices: Sequence[Index]) -> LatentBatch: ...
 
 
-class PromptRequests(ChunkedDataModule):
+class PromptRequests(GivenRequests):
     """Asks for images with some codes given: those of real images, or of other samples.
 
     Every prompt is completed `per_prompt` times: images 0 to per_prompt - 1 belong to the first, and so on.
@@ -103,7 +98,7 @@ class PromptRequests(ChunkedDataModule):
         self.levels = tuple(levels or ())
         self.rows = rows
         self._source: CodeSource | None = None
-        self._label_of: Tensor | None = None  # int64, the priors' label of each of the folder's
+        self._labels = torch.empty(0, dtype=torch.int64)  # the priors' label of each prompt
 
     @cached_property
     def folder(self) -> Path:
@@ -134,13 +129,7 @@ class PromptRequests(ChunkedDataModule):
             verify(self.folder, manifest)
 
     def check(self, spec: LatentSpec, checkpoint: str, classes: Sequence[str] = ()) -> None:
-        """Refuses prompts that priors cannot complete, and finds the priors' labels of the others.
-
-        Args:
-            spec: of the codes that the priors have learned.
-            checkpoint: of their autoencoder, for messages.
-            classes: names of the priors' classes in label order, where known.
-
+        """
         Raises:
             ValueError: the prompts are other codes, are of no class of the priors where one is needed, or
                 what is to be kept does not fit the levels.
@@ -155,30 +144,25 @@ class PromptRequests(ChunkedDataModule):
                 "Give prompts of the latents that the priors were trained on."
             )
         self._check_levels()
-        labels = self._codes(range(self.num_prompts)).labels
-        if spec.num_classes and bool((labels < 0).any()):
-            raise ValueError(
-                f"Some prompts in {self.folder} have no label, but the priors need one of {spec.num_classes} "
-                "classes. Give labelled prompts."
+        self._labels = torch.tensor(
+            labels_of_priors(
+                self._codes(range(self.num_prompts)).labels.tolist(),
+                source.classes,
+                classes,
+                num_classes=spec.num_classes,
+                things="prompts",
+                location=str(self.folder),
             )
-        if by_name:
-            where = {"things": "prompts", "location": str(self.folder)}
-            found = labels_of_priors(labels.tolist(), source.classes, classes, **where)
-            self._label_of = torch.tensor(found)
-        elif spec.num_classes and not (by_number(source.classes) and by_number(classes)):
-            log.warning(
-                "%s or the priors know their classes by number only: class 0 there is taken for the priors' "
-                "class 0, and so on.",
-                self.folder,
-            )
+        )
+
+    @property
+    def num_images(self) -> int:
+        return self.num_prompts * self.per_prompt
 
     def identity(self) -> dict[str, Any]:
         digest = hashlib.sha256("".join(shard.sha256 for shard in self.source.shards).encode()).hexdigest()
         kept = {"levels": list(self.levels), "rows": self.rows}
         return {"prompts": {"shards": digest, **kept, "per_prompt": self.per_prompt}}
-
-    def predict_datasets(self) -> dict[str, Dataset]:
-        return {SPLIT: _Prompted(self)}
 
     def codes(self, prompts: Sequence[int]) -> tuple[Tensor, ...]:
         """All codes of some prompts, int64 [B, h, w] a level."""
@@ -187,16 +171,14 @@ class PromptRequests(ChunkedDataModule):
     def request(self, index: Tensor) -> RequestBatch:
         """The images of some numbers [B]: what is kept of their prompts."""
         prompts = index // self.per_prompt
-        codes, labels, places = self._codes(prompts.tolist())
-        if self._label_of is not None:
-            labels = self._label_of[labels]
+        codes, _, places = self._codes(prompts.tolist())
         kept = []
         for level, code in zip(self.source.spec.levels, codes, strict=True):
             given = torch.full_like(code, -1)
             rows = self.kept_rows(level)
             given[:, :rows] = code[:, :rows]
             kept.append(given)
-        return RequestBatch(index, labels, tuple(kept), places)
+        return RequestBatch(index, self._labels[prompts], tuple(kept), places)
 
     def kept_rows(self, level: Level) -> int:
         """How many of a level's upper rows are kept."""
@@ -241,14 +223,3 @@ class PromptRequests(ChunkedDataModule):
                 f"rows is {self.rows}, which is no whole number of rows in grids of {heights} rows. The "
                 f"nearest that are: {', '.join(f'{rows:g}' for rows in sorted(fitting))}."
             )
-
-
-class _Prompted(Dataset):
-    def __init__(self, requests: PromptRequests) -> None:
-        self.requests = requests
-
-    def __len__(self) -> int:
-        return self.requests.num_prompts * self.requests.per_prompt
-
-    def __getitems__(self, batch: list[Index]) -> RequestBatch:
-        return self.requests.request(torch.tensor([image for _, image in batch], dtype=torch.int64))

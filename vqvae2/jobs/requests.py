@@ -1,6 +1,7 @@
 """What the sample job is asked for: which images, of which classes."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +28,47 @@ class RequestBatch(NamedTuple):
     prompts: Tensor | None = None  # int64 [B], where in its folder the prompt of each image lies
     pixels: Tensor | None = None  # uint8 [B, C, H, W], laid over the sampled images where they are known
     known: Tensor | None = None  # bool [B, 1, H, W], where that is
+
+
+class GivenRequests(ChunkedDataModule):
+    """Asks for images of which some codes are given."""
+
+    @property
+    @abstractmethod
+    def num_images(self) -> int:
+        """How many are asked for."""
+
+    @abstractmethod
+    def check(self, spec: LatentSpec, checkpoint: str, classes: Sequence[str] = ()) -> None:
+        """Refuses what the priors cannot complete, and finds their labels of the rest.
+
+        Args:
+            spec: of the codes that the priors have learned.
+            checkpoint: of their autoencoder, for messages.
+            classes: names of the priors' classes in label order, where known.
+        """
+
+    @abstractmethod
+    def codes(self, givers: Sequence[int]) -> tuple[Tensor, ...]:
+        """All codes of what some codes are taken from, by number, int64 [B, h, w] a level."""
+
+    @abstractmethod
+    def request(self, index: Tensor) -> RequestBatch:
+        """The images of some numbers [B]."""
+
+    def predict_datasets(self) -> dict[str, Dataset]:
+        return {SPLIT: _Given(self)}
+
+
+class _Given(Dataset):
+    def __init__(self, requests: GivenRequests) -> None:
+        self.requests = requests
+
+    def __len__(self) -> int:
+        return self.requests.num_images
+
+    def __getitems__(self, batch: list[Index]) -> RequestBatch:
+        return self.requests.request(torch.tensor([image for _, image in batch], dtype=torch.int64))
 
 
 class SampleRequests(ChunkedDataModule):

@@ -84,8 +84,10 @@ class SampleModule(L.LightningModule):
         grids = [(level.height, level.width) for level in self.spec.levels]
         self.image_size = written(ImageSize(*self.autoencoder.image_size(grids)))
         # In a tuple, where Lightning does not find it: half precision is for the sampler alone.
-        path = rejection_classifier
-        self._rejection_classifier = (None if path is None else self._load_rejection_classifier(path),)
+        loaded = (
+            None if rejection_classifier is None else self._load_rejection_classifier(rejection_classifier)
+        )
+        self._rejection_classifier = (loaded,)
         self.checkpoints = [autoencoder, *priors]
         self.rejection_classifier_path = rejection_classifier
         self.seed = seed

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from vqvae2.nn.checks import require
 from vqvae2.pictures.decode import to_channels, to_pixels
 from vqvae2.pixels import ImageSize
 
@@ -39,12 +40,10 @@ class GeneratedMask:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.share < 1:
-            raise ValueError(f"mask.share is {self.share}, wanted a fraction between 0 and 1.")
-        if self.cell is not None and self.cell < 1:
-            raise ValueError(f"mask.cell is {self.cell}, wanted at least 1 pixel, or null.")
-        if self.seed < 0:
-            raise ValueError(f"mask.seed is {self.seed}, wanted 0 or more.")
+        require(0 < self.share < 1, "mask.share", self.share, "a fraction between 0 and 1")
+        cell = self.cell
+        require(cell is None or cell >= 1, "mask.cell", cell, "at least 1 pixel, or null")
+        require(self.seed >= 0, "mask.seed", self.seed, "0 or more")
 
     def drawn(self, size: ImageSize, top: Sequence[int]) -> Tensor:
         """The mask, bool [H, W].
@@ -57,8 +56,8 @@ class GeneratedMask:
             ring = self.shape == "ring"
             block = _block(size, 1 - self.share if ring else self.share)
             return ~block if ring else block
-        across, down = (self.cell or max(1, side // codes) for side, codes in zip(size, top, strict=True))
-        rows, columns = math.ceil(size.height / across), math.ceil(size.width / down)
+        tall, wide = (self.cell or max(1, side // codes) for side, codes in zip(size, top, strict=True))
+        rows, columns = math.ceil(size.height / tall), math.ceil(size.width / wide)
         cells = torch.zeros(rows, columns, dtype=torch.bool)
         if self.shape == "stripes":
             # Stripe i is repainted where the share of the first i + 1 reaches a new whole number.
@@ -67,7 +66,7 @@ class GeneratedMask:
         else:
             places = np.random.Generator(np.random.Philox(self.seed)).permutation(cells.numel())
             cells.view(-1)[torch.from_numpy(places[: round(self.share * cells.numel())])] = True
-        whole = cells.repeat_interleave(across, 0).repeat_interleave(down, 1)
+        whole = cells.repeat_interleave(tall, 0).repeat_interleave(wide, 1)
         return whole[: size.height, : size.width].contiguous()
 
 
