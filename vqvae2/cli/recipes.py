@@ -43,8 +43,8 @@ from vqvae2.surroundings import at_home
 BASE, LIKE, PARTS, JOBS, RUN = "base", "like", "parts", "jobs", "run"
 _VARIABLE = "$run"
 _FLAGS = ("-c", "--config")
-# The jobs of a recipe with their verbs, in the order in which they are run. Not `inpaint` and `path`: no other
-# job waits for them.
+# The jobs of a recipe with their verbs, in the order in which they are run. Not `inpaint` and `path`: no job
+# waits for them.
 _STAGES = (
     ("vqvae", "fit"),
     ("encode", "predict"),
